@@ -1,0 +1,1 @@
+"""Every objective as a pure function of tensors, in one table."""

@@ -1,0 +1,353 @@
+"""The nouns, in the order in which data flows, each with the invariant that the rest of the code relies on.
+
+Problems become rollouts; a selection of rollouts becomes batches; an objective turns batches into a run; a
+run minus its base is a delta; deltas are measured, scores are compared, and a report says what is known and
+how surely. Nothing here reads a file, moves a device or knows a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from limbeck.errors import DataError, ShapeError
+
+Unit = Literal["token", "sequence", "pair"]
+Normalizer = Literal["token", "sequence", "constant"]
+NORMALIZERS: tuple[Normalizer, ...] = ("token", "sequence", "constant")
+
+
+class Finish(StrEnum):
+    """Why a response ended: the model stopped, or the length limit cut it."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A question with its gold answer. Ids are unique in a set; text and answer are never empty."""
+
+    id: str
+    prompt: str
+    answer: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if not self.id or not self.prompt.strip() or not self.answer.strip():
+            raise DataError(
+                f"a problem needs an id, a prompt and an answer, received id={self.id!r}, "
+                f"prompt={self.prompt[:40]!r}, answer={self.answer!r}. Drop the row or fill the field."
+            )
+
+
+def problems_digest(problems: Sequence[Problem]) -> str:
+    """Identity of a problem set: ids, prompts and answers in order."""
+    return _sha256([[p.id, p.prompt, p.answer] for p in problems])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled answer to one problem. Id lists are what the model reads and wrote, never re-tokenised.
+
+    ``behavior_logprobs`` has one entry per response token, nats, NaN where the sampler gave none.
+    """
+
+    problem_id: str
+    sample: int
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    behavior_logprobs: tuple[float, ...]
+    reward: float
+    finish: Finish
+    response: str
+
+    def __post_init__(self) -> None:
+        where = f"rollout {self.problem_id!r} sample {self.sample}"
+        if not self.prompt_ids or not self.response_ids:
+            raise DataError(
+                f"{where}: prompt and response must each have at least one token, received "
+                f"{len(self.prompt_ids)} and {len(self.response_ids)}. Drop the row from the rollouts file."
+            )
+        if len(self.behavior_logprobs) != len(self.response_ids):
+            raise DataError(
+                f"{where}: behavior_logprobs must have one entry per response token = {len(self.response_ids)}, "
+                f"received {len(self.behavior_logprobs)}. Use NaN where the sampler gave none."
+            )
+        if not math.isfinite(self.reward):
+            raise DataError(f"{where}: reward must be a finite number, received {self.reward}. Grade it again.")
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.problem_id, self.sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSet:
+    """Rollouts with their provenance. Two runs used identical rollouts iff their digests are equal."""
+
+    rollouts: tuple[Rollout, ...]
+    provenance: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        keys = {r.key for r in self.rollouts}
+        if len(keys) != len(self.rollouts):
+            raise DataError(
+                f"(problem_id, sample) must be unique in a rollout set, received {len(self.rollouts)} rollouts with "
+                f"{len(keys)} distinct keys. Number the samples of each problem 0, 1, 2, ..."
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """Over ids, rewards, endings and behavior log-probs; order counts, text and provenance do not."""
+        rows = [
+            [
+                r.problem_id,
+                r.sample,
+                r.prompt_ids,
+                r.response_ids,
+                [None if math.isnan(x) else round(x, 6) for x in r.behavior_logprobs],
+                r.reward,
+                r.finish,
+            ]
+            for r in self.rollouts
+        ]
+        return _sha256(rows)
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """Problem id to the positions of its rollouts, in order of first appearance."""
+        out: dict[str, list[int]] = {}
+        for index, rollout in enumerate(self.rollouts):
+            out.setdefault(rollout.problem_id, []).append(index)
+        return {name: tuple(indices) for name, indices in out.items()}
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Rows of one micro-batch, right-padded. Every (batch, time) tensor is aligned to the *target* token.
+
+    ``ids`` has one column more than ``mask``: target ``t`` is ``ids[:, t + 1]``. ``inputs`` holds exactly the
+    tensors that the objective names in its signature, apart from what the student's forward pass provides.
+    """
+
+    ids: Int[Tensor, "batch length"]
+    lengths: Int[Tensor, " batch"]
+    mask: Bool[Tensor, "batch time"]
+    row_index: Int[Tensor, " batch"]
+    inputs: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if self.ids.shape[1] != self.mask.shape[1] + 1 or self.ids.shape[0] != self.mask.shape[0]:
+            raise ShapeError(
+                f"mask must be (batch, length - 1) for ids of {tuple(self.ids.shape)}, received "
+                f"{tuple(self.mask.shape)}. Build batches with batches.collate."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """What an objective returns: one value per unit, unreduced, and detached per-unit metrics of that shape.
+
+    Token-unit values are (batch, time), sequence-unit (batch,), pair-unit (pairs,). Finite wherever the mask is.
+    """
+
+    values: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """A row of ``OBJECTIVES``: a pure function and what cannot be read off its signature.
+
+    Attributes:
+        name: the key in the table.
+        function: batch tensors before ``*``, knobs with defaults after it; returns :class:`Values`.
+        unit: what one value belongs to.
+        normalizer: the divisor used when a study runs "as published".
+        linear: gradients with respect to ``logprobs`` do not depend on their values (the head may then
+            compute the gradient in its forward pass).
+        status: PUBLISHED, SECONDARY or OUR READING, as it must stand beside results.
+        source: paper, equation, code.
+        formula: one line in the code's own names.
+        credit: name of the advantage rule when ``advantages`` is read, as published; empty otherwise.
+        deviations: what differs from the source; "none" is a claim.
+    """
+
+    name: str
+    function: Callable[..., Values]
+    unit: Unit
+    normalizer: Normalizer
+    linear: bool
+    status: str
+    source: str
+    formula: str
+    credit: str = ""
+    deviations: str = "none"
+
+
+class LowRank(NamedTuple):
+    """An update ``left @ right`` in fp32 with every scale folded into ``left``."""
+
+    left: Float[Tensor, "out rank"]
+    right: Float[Tensor, "rank in"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.left.shape[0], self.right.shape[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """Tuned minus base, fp32, module name to low-rank factors; sorted by name, tied weights once.
+
+    ``init_digest`` identifies the initial factors that a run shared with others; empty when unknown.
+    """
+
+    name: str
+    base: str
+    init_digest: str
+    modules: Mapping[str, LowRank]
+
+
+class Measured(NamedTuple):
+    """A metric's value, or NaN with the reason why it is undefined."""
+
+    value: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Null:
+    """What chance scores at this shape: which null, its mean and its 5-95 % band."""
+
+    id: str = ""
+    mean: float = math.nan
+    q05: float = math.nan
+    q95: float = math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One number of the geometry with where, whose, how sure and against which null. A row of the table."""
+
+    metric: str
+    aggregation: str
+    value: float
+    unit: str
+    module: str = ""
+    layer: int = -1
+    kind: str = ""
+    side: str = ""
+    k: int = 0
+    arm: str = ""
+    other: str = ""
+    step: int = -1
+    delta_kind: str = "lora_fp32"
+    null: Null = field(default_factory=Null)
+    exactness: str = "exact"
+    residual: float = math.nan
+    reason: str = ""
+
+    def row(self) -> dict[str, object]:
+        """The fixed columns of ``measurements.parquet``."""
+        flat: dict[str, object] = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("null", "reason", "exactness", "residual")
+        }
+        null = {"null_id": self.null.id, "null_mean": self.null.mean, "null_q05": self.null.q05, "null_q95": self.null.q95}
+        tail = {"exactness": self.exactness, "residual": self.residual, "reason": self.reason}
+        ordered = {**flat, **null, **tail}
+        return {name: ordered[name] for name in MEASUREMENT_COLUMNS}
+
+
+MEASUREMENT_COLUMNS = (
+    "metric", "aggregation", "module", "layer", "kind", "side", "k", "arm", "other", "step", "value", "unit",
+    "delta_kind", "null_id", "null_mean", "null_q05", "null_q95", "exactness", "residual", "reason",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One graded response to one problem."""
+
+    problem_id: str
+    sample: int
+    correct: bool
+    answer: str
+    extracted: str
+    finish: Finish
+    response_tokens: int
+    response: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """Outcomes of one checkpoint, rectangular: every problem has the same number of samples, ids sorted."""
+
+    name: str
+    scores: tuple[Score, ...]
+    problems_digest: str
+    grader: str
+    decoding: str
+
+    def __post_init__(self) -> None:
+        counts: dict[str, int] = {}
+        for score in self.scores:
+            counts[score.problem_id] = counts.get(score.problem_id, 0) + 1
+        if len(set(counts.values())) > 1:
+            low, high = min(counts.values()), max(counts.values())
+            raise DataError(
+                f"score table {self.name!r}: every problem needs the same number of samples, received between {low} and "
+                f"{high}. Evaluate the missing samples, they are not failures."
+            )
+
+    @cached_property
+    def problem_ids(self) -> tuple[str, ...]:
+        return tuple(sorted({s.problem_id for s in self.scores}))
+
+    @cached_property
+    def correct(self) -> Bool[Tensor, "problems samples"]:
+        """Right or wrong, rows in the order of ``problem_ids``, columns by sample number."""
+        ordered = sorted(self.scores, key=lambda s: (s.problem_id, s.sample))
+        flat = torch.tensor([s.correct for s in ordered], dtype=torch.bool)
+        return flat.reshape(len(self.problem_ids), -1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A number with its interval: ``low <= value <= high`` at ``level``, or NaN with a reason."""
+
+    value: float
+    low: float
+    high: float
+    level: float
+    method: str
+    n: int
+    seed: int | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        ordered = self.low <= self.value <= self.high
+        if not (ordered or (self.reason and math.isnan(self.value))):
+            raise DataError(
+                f"an estimate needs low <= value <= high, or NaN with a reason; received {self.low}, {self.value}, "
+                f"{self.high}, reason {self.reason!r}."
+            )
+
+
+def _sha256(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,17 @@
+"""Shape annotations are checked on every call while tests run; torch keeps to one thread so that timing is fair."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+hook = install_import_hook("limbeck", "beartype.beartype")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
