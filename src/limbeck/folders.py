@@ -1,0 +1,285 @@
+"""Folders in, folders out: written beside their place, renamed into it, and complete once ``manifest.json`` is there.
+
+A folder with a manifest is complete and is never rewritten silently; one that carries our marker and no manifest is
+a crash and may be replaced; anything else belongs to the user and is left alone. Knows nothing of what is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import limbeck
+from limbeck.errors import DataError, FolderError
+
+MANIFEST = "manifest.json"
+MARKER = ".limbeck"  # the first file in every folder of ours: an unfinished folder without it is not ours to replace
+PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "scipy", "math-verify", "pyarrow")
+
+
+@contextmanager
+def publish(
+    out: Path | str, *, overwrite: bool = False, kind: str = "", facts: MutableMapping[str, Any] | None = None
+) -> Iterator[Path]:
+    """A temporary sibling to write into; on a clean exit it gets its manifest and takes the place of ``out``.
+
+    On an exception the sibling is removed and ``out`` stays what it was.
+
+    Args:
+        out: the folder to make.
+        overwrite: replace a complete folder of ours.
+        kind: what the folder holds ("rollouts", "run", ...), for :func:`read_manifest` to check.
+        facts: put into the manifest; read on exit, so the body may still add to it.
+
+    Raises:
+        FolderError: ``out`` is complete and ``overwrite`` is off, or holds files that are not ours.
+    """
+    out = Path(out)
+    refuse_existing(out, overwrite=overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _clean_siblings(out)
+    temporary = _sibling(out, "partial")
+    temporary.mkdir()
+    try:
+        (temporary / MARKER).touch()
+        yield temporary
+        seal(temporary, kind=kind, facts=facts)
+        _replace(temporary, out, overwrite=overwrite)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def claim(out: Path | str, *, overwrite: bool = False) -> Path:
+    """Open a folder that is written in place and survives a crash, to be resumed; close it with :func:`seal`.
+
+    What an unfinished folder of ours already holds is kept.
+
+    Raises:
+        FolderError: as in :func:`publish`.
+    """
+    out = Path(out)
+    refuse_existing(out, overwrite=overwrite)
+    if is_complete(out):
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+    return out
+
+
+def seal(folder: Path | str, *, kind: str = "", facts: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest: digests of every file, versions, revision, host and the given facts. Last act of a verb."""
+    folder = Path(folder)
+    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MARKER))
+    manifest = {
+        "kind": kind,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "revision": revision(),
+        "host": host(),
+        "files": {p.relative_to(folder).as_posix(): file_digest(p) for p in names},
+        **(facts or {}),
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def refuse_existing(out: Path | str, *, overwrite: bool = False) -> None:
+    """Raise early, before the work, what :func:`publish` would raise."""
+    out = Path(out)
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise FolderError(f"--out must be a folder, received the file {out}. Give another --out.")
+    if is_complete(out):
+        if not overwrite:
+            raise FolderError(
+                f"--out must be new, received {out}, which is complete. "
+                "Pass --overwrite to replace it or another --out."
+            )
+    elif any(out.iterdir()) and not (out / MARKER).exists():
+        raise FolderError(
+            f"--out must be new or empty, received {out}, which holds files that limbeck did not write. "
+            "Give another --out."
+        )
+
+
+def is_complete(path: Path | str) -> bool:
+    """Whether a verb finished this folder: its manifest is there, and it is one of ours."""
+    try:
+        manifest = read_json(Path(path) / MANIFEST)
+    except (OSError, DataError):
+        return False
+    return isinstance(manifest, dict) and {"kind", "files", "versions"} <= manifest.keys()
+
+
+def read_manifest(path: Path | str, kind: str = "") -> dict[str, Any]:
+    """The manifest of a complete folder, of this kind when one is named.
+
+    Raises:
+        FolderError: no folder, an unfinished one, or one of another kind.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FolderError(f"an input must be an existing folder, received {path}. Check the path.")
+    if not is_complete(path):
+        raise FolderError(
+            f"an input folder must be complete (have a {MANIFEST}), received {path}. "
+            "Run the step that writes it again; it was interrupted, or this is another folder."
+        )
+    manifest = read_json(path / MANIFEST)
+    if kind and manifest.get("kind") != kind:
+        raise FolderError(
+            f"{path} must be a {kind} folder, received one of kind {manifest.get('kind')!r}. "
+            "Check the order of the paths."
+        )
+    return manifest
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Sorted keys, two spaces, NaN and infinities as null; appears whole or not at all."""
+    path = Path(path)
+    text = json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(text.encode("utf-8", "surrogatepass"))
+    os.replace(temporary, path)
+
+
+def read_json(path: Path | str) -> Any:
+    """What :func:`write_json` wrote.
+
+    Raises:
+        DataError: the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8", "surrogatepass"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} must be JSON, received text that is not ({error}). Write it again.") from error
+
+
+def plain(value: Any) -> Any:
+    """The JSON form of a value: mappings, sequences, numpy and torch scalars, paths; not-a-number becomes null.
+
+    >>> plain({"b": float("nan"), "a": (1, Path("x"))})
+    {'b': None, 'a': [1, 'x']}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(item) for item in value), key=repr)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a value's canonical JSON: independent of key order, and of tuple or list.
+
+    >>> digest_of({"a": 1, "b": (2,)}) == digest_of({"b": [2], "a": 1})
+    True
+    """
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def file_digest(path: Path | str) -> str:
+    """sha256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+RESERVED = {"con", "prn", "aux", "nul", "manifest", *(f"{d}{i}" for d in ("com", "lpt") for i in range(10))}
+
+
+def safe_name(identifier: str) -> str:
+    """A file name for any id: inside its folder, short, portable; distinct ids never collide.
+
+    Plain lower-case ids stay as they are; others are shortened and get a digest after ``~``, which no plain id has.
+
+    >>> safe_name("sft-lr1e-4"), safe_name("../../x")[:3]
+    ('sft-lr1e-4', 'x~9')
+    """
+    simple = re.fullmatch(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9_-]+)*", identifier)
+    if simple and len(identifier) <= 64 and identifier.split(".")[0] not in RESERVED:
+        return identifier
+    slug = re.sub(r"[^a-z0-9_-]+", "-", identifier.lower()).strip("-")[:40]
+    return f"{slug}~{hashlib.sha256(identifier.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """limbeck, Python and the libraries a result may depend on; read from metadata, nothing is imported."""
+    out = {"limbeck": limbeck.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def host() -> dict[str, Any]:
+    """The machine by an allow-list; never the environment, a user or a host name."""
+    return {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()}
+
+
+@cache
+def revision() -> str:
+    """Git commit of a source checkout, with ``-dirty`` when files differ; empty for an installed package."""
+    root = Path(limbeck.__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _sibling(out: Path, role: str) -> Path:
+    return out.with_name(f".{out.name}.{os.getpid()}.{role}")
+
+
+def _clean_siblings(out: Path) -> None:
+    """Remove what processes that died left beside ``out``; those of a living process are left to it."""
+    pattern = re.compile(re.escape(f".{out.name}.") + r"(\d+)\.(partial|old)")
+    for path in out.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _replace(temporary: Path, out: Path, *, overwrite: bool) -> None:
+    refuse_existing(out, overwrite=overwrite)  # somebody may have finished it meanwhile
+    old = _sibling(out, "old")
+    if out.exists():
+        os.replace(out, old)
+    os.replace(temporary, out)
+    shutil.rmtree(old, ignore_errors=True)

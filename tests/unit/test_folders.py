@@ -1,0 +1,168 @@
+"""Folders appear whole or not at all, never over somebody's files, and carry no environment."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+from limbeck import folders
+from limbeck.errors import DataError, FolderError
+
+
+def fill(out, text="x", **options):
+    with folders.publish(out, **options) as tmp:
+        (tmp / "data.txt").write_text(text)
+        assert not folders.is_complete(tmp)
+
+
+def test_published_folder_is_complete_and_digests_match(tmp_path):
+    out = tmp_path / "deep" / "run"
+    facts = {"seed": 3}
+    with folders.publish(out, kind="run", facts=facts) as tmp:
+        (tmp / "data.txt").write_text("x")
+        facts["late"] = math.nan
+        assert not out.exists()
+    manifest = folders.read_manifest(out, "run")
+    assert manifest["files"] == {"data.txt": folders.file_digest(out / "data.txt")}
+    assert (manifest["seed"], manifest["late"]) == (3, None)
+    assert manifest["versions"]["limbeck"]
+    assert [p.name for p in out.parent.iterdir()] == ["run"]  # no sibling is left
+
+
+def test_complete_folder_is_refused_with_the_way_out(tmp_path):
+    fill(tmp_path / "run", "first")
+    with pytest.raises(FolderError, match=r"Pass --overwrite to replace it or another --out\.$"):
+        fill(tmp_path / "run", "second")
+    assert (tmp_path / "run/data.txt").read_text() == "first"
+    fill(tmp_path / "run", "second", overwrite=True)
+    assert (tmp_path / "run/data.txt").read_text() == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def crash(out):
+    with folders.publish(out, overwrite=True) as tmp:
+        (tmp / "data.txt").write_text("half")
+        raise RuntimeError
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    fill(tmp_path / "run", "first")
+    with pytest.raises(RuntimeError):
+        crash(tmp_path / "run")
+    assert (tmp_path / "run/data.txt").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_crashed_folder_is_replaced_and_stale_siblings_go(tmp_path):
+    crashed = folders.claim(tmp_path / "run")
+    (crashed / "half.txt").write_text("half")
+    dead = tmp_path / ".run.99999999.partial"
+    living = tmp_path / f".run.{os.getppid()}.partial"
+    other = tmp_path / ".run2.99999999.partial"
+    for path in (dead, living, other):
+        path.mkdir()
+    fill(tmp_path / "run")
+    assert not (tmp_path / "run/half.txt").exists()
+    assert (dead.exists(), living.exists(), other.exists()) == (False, True, True)
+
+
+def test_claim_resumes_until_sealed(tmp_path):
+    out = folders.claim(tmp_path / "run")
+    (out / "step1").write_text("done")
+    assert (folders.claim(out) / "step1").read_text() == "done"
+    with pytest.raises(FolderError, match="must be complete"):
+        folders.read_manifest(out)
+    folders.seal(out, kind="study")
+    assert folders.read_manifest(out, "study")["files"].keys() == {"step1"}
+    with pytest.raises(FolderError, match="--overwrite"):
+        folders.claim(out)
+    assert not (folders.claim(out, overwrite=True) / "step1").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["thesis.tex", "manifest.json"])
+def test_a_folder_of_the_users_is_never_replaced(tmp_path, overwrite, name):
+    (tmp_path / name).write_text("years of work")
+    with pytest.raises(FolderError, match="did not write"):
+        fill(tmp_path, overwrite=overwrite)
+    assert (tmp_path / name).read_text() == "years of work"
+
+
+def test_file_as_out_and_empty_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FolderError, match="must be a folder"):
+        fill(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    fill(tmp_path / "empty")
+    assert folders.is_complete(tmp_path / "empty")
+
+
+def test_manifest_of_another_kind_or_missing_folder(tmp_path):
+    fill(tmp_path / "run", kind="rollouts")
+    with pytest.raises(FolderError, match="must be a scores folder, received one of kind 'rollouts'"):
+        folders.read_manifest(tmp_path / "run", "scores")
+    with pytest.raises(FolderError, match="existing folder"):
+        folders.read_manifest(tmp_path / "absent")
+
+
+def test_no_environment_in_the_manifest(tmp_path, monkeypatch):
+    monkeypatch.setenv("API_TOKEN", "hunter2-planted")
+    fill(tmp_path / "run")
+    for path in (tmp_path / "run").rglob("*"):
+        assert b"hunter2-planted" not in path.read_bytes()
+    assert set(folders.host()) == {"system", "machine", "cores"}
+
+
+def test_json_round_trip(tmp_path):
+    value = {"b": [1, math.inf, math.nan], "a": np.float64(0.5), "c": {"é\ud800": np.arange(2)}}
+    folders.write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_bytes()
+    assert folders.read_json(tmp_path / "x.json") == {"a": 0.5, "b": [1, None, None], "c": {"é\ud800": [0, 1]}}
+    assert text.index(b'"a"') < text.index(b'"b"')
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(DataError, match="must be JSON"):
+        folders.read_json(tmp_path / "bad.json")
+
+
+def test_digest_sees_content_alone():
+    assert folders.digest_of({"a": 1, "b": [1.0]}) == folders.digest_of({"b": (1.0,), "a": 1})
+    assert folders.digest_of({"a": 1}) != folders.digest_of({"a": 2})
+    assert folders.digest_of([1, [2]]) != folders.digest_of([1, 2])
+
+
+def test_safe_names_stay_inside_and_never_collide(tmp_path):
+    ids = [
+        "../../x",
+        "..",
+        ".",
+        "",
+        "/etc/passwd",
+        "x" * 5000,
+        "x" * 5001,
+        "CON",
+        "con",
+        "nul.txt",
+        "a/b",
+        "a-b",
+        "A-B",
+    ]
+    ids += ["a\\b", "a\0b", "Ä", "manifest.json", "qwen2.5", "a.", ".a", "a~b", "ok", "x~8"]
+    names = [folders.safe_name(i) for i in ids]
+    assert len({n.lower() for n in names}) == len(ids)
+    for name in names:
+        path = tmp_path / name
+        path.write_text("x")
+        assert path.resolve().parent == tmp_path.resolve()
+        assert len(name) <= 80
+        assert name != "manifest.json"
+    assert folders.safe_name("qwen2.5") == "qwen2.5"
+
+
+def test_manifest_is_sorted_json(tmp_path):
+    fill(tmp_path / "run")
+    keys = list(json.loads((tmp_path / "run/manifest.json").read_text()))
+    assert keys == sorted(keys)
