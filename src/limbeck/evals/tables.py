@@ -1,0 +1,77 @@
+"""A score table as a folder: one Parquet file with fixed columns, and a manifest with what makes it comparable."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from limbeck import folders
+from limbeck.errors import DataError, ProvenanceError
+from limbeck.rollouts.store import storable, unicode_id
+from limbeck.types import Finish, Score, ScoreTable
+
+KIND = "scores"
+FILE = "scores.parquet"
+SCHEMA = pa.schema(
+    [
+        pa.field("problem_id", pa.string(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("extracted", pa.string(), nullable=False),
+        pa.field("finish", pa.string(), nullable=False),
+        pa.field("response_tokens", pa.int32(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+    ]
+)
+IDENTITY = ("name", "problems_digest", "grader", "decoding")
+
+
+def write_table(table: ScoreTable, out: Path | str, *, overwrite: bool = False) -> Path:
+    """Write the scores, sorted by problem and sample, and a manifest with problem digest, grader and decoding.
+
+    Raises:
+        FolderError: ``out`` exists, see :func:`limbeck.folders.publish`.
+    """
+    rows = [_row(s) for s in sorted(table.scores, key=lambda s: (s.problem_id, s.sample))]
+    facts = {
+        **{name: getattr(table, name) for name in IDENTITY},
+        "digest": folders.digest_of(rows),
+        "num_problems": len(table.problem_ids),
+        "num_scores": len(table.scores),
+    }
+    with folders.publish(out, overwrite=overwrite, kind=KIND, facts=facts) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary / FILE, compression="zstd")
+    return Path(out)
+
+
+def read_table(path: Path | str) -> ScoreTable:
+    """Read a score table and check that its rows are what was written.
+
+    Raises:
+        FolderError: the folder is missing, unfinished or of another kind.
+        DataError: the Parquet file cannot be read.
+        ProvenanceError: the rows do not match the manifest.
+    """
+    manifest = folders.read_manifest(path, KIND)
+    file = Path(path) / FILE
+    try:
+        rows = pq.read_table(file, schema=SCHEMA).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} must be a Parquet score table, received {error}. Copy the folder again.") from error
+    if folders.digest_of(rows) != manifest["digest"]:
+        raise ProvenanceError(
+            f"scores in {path} must match their manifest's digest {manifest['digest'][:8]}..., received "
+            f"{len(rows)} rows with {folders.digest_of(rows)[:8]}... Files were changed after writing: evaluate again."
+        )
+    scores = tuple(Score(**{**row, "finish": Finish(row["finish"])}) for row in rows)
+    return ScoreTable(scores=scores, **{name: manifest[name] for name in IDENTITY})
+
+
+def _row(score: Score) -> dict[str, object]:
+    row = {f.name: getattr(score, f.name) for f in fields(score)}
+    text = {name: storable(row[name]) for name in ("answer", "extracted", "response")}
+    return {**row, **text, "problem_id": unicode_id(score.problem_id), "finish": str(score.finish)}

@@ -1,0 +1,225 @@
+"""Which rollouts train: correct ones (RFT), distinct ones, pairs, a subset of rows. Nothing is dropped without a trace.
+
+A selection holds positions in the rollout set it was made from, so that log-probs scored once for the whole set
+serve every selection of it; :func:`take` makes a set of its own. Choices are made by a hash of the seed and the
+ids, never by position: a shuffled file gives the same choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.errors import ConfigError, DegenerateError, nearest
+from limbeck.types import Rollout, RolloutSet
+
+Key = tuple[str, int]
+Dropped = Mapping[str, tuple[Key, ...]]
+CORRECT_ABOVE = 0.5  # rewards of 0/1 and of -1/+1 both split here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Positions kept, ascending, and for each reason the (problem, sample) keys that were dropped for it."""
+
+    rule: str
+    indices: tuple[int, ...]
+    dropped: Dropped
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form for a manifest."""
+        return {"rule": self.rule, "kept": len(self.indices), "dropped": _listed(self.dropped)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSelection:
+    """Pairs of positions (right, wrong), ordered by problem id, one weight a pair, and what formed none.
+
+    ``num_mixed``, ``num_all_right`` and ``num_all_wrong`` count groups; only mixed ones can give pairs.
+    """
+
+    rule: str
+    seed: int
+    pairs: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...]
+    num_mixed: int
+    num_all_right: int
+    num_all_wrong: int
+    dropped: Dropped
+
+    def ids(self, rollout_set: RolloutSet) -> tuple[tuple[Key, Key], ...]:
+        """The pairs by key, which outlive a reordering of the file."""
+        rollouts = rollout_set.rollouts
+        return tuple((rollouts[right].key, rollouts[wrong].key) for right, wrong in self.pairs)
+
+    def record(self, rollout_set: RolloutSet) -> dict[str, Any]:
+        """The JSON form for a manifest, pair ids included."""
+        return {
+            "rule": f"pairs:{self.rule}",
+            "seed": self.seed,
+            "groups": {"mixed": self.num_mixed, "all_right": self.num_all_right, "all_wrong": self.num_all_wrong},
+            "pairs": [[list(right), list(wrong)] for right, wrong in self.ids(rollout_set)],
+            "weights": list(self.weights),
+            "dropped": _listed(self.dropped),
+        }
+
+
+def is_right(rollout: Rollout, above: float = CORRECT_ABOVE) -> bool:
+    """Whether the reward says correct: above one half, for rewards of 0/1 and of -1/+1 alike."""
+    return rollout.reward > above
+
+
+def correct(rollout_set: RolloutSet, *, above: float = CORRECT_ABOVE) -> Selection:
+    """Keep the rollouts that reached the answer: RFT is this selection and plain ``sft``.
+
+    Raises:
+        DegenerateError: no rollout is correct.
+    """
+    out = _keep(rollout_set, "correct", "reward_not_above", lambda r: is_right(r, above))
+    if not out.indices:
+        raise DegenerateError(
+            f"a selection of correct rollouts needs at least one reward above {above}, received none in "
+            f"{len(rollout_set)}. Check the grading, or sample from a stronger model."
+        )
+    return out
+
+
+def distinct(rollout_set: RolloutSet) -> Selection:
+    """Keep one of several rollouts of a problem with equal response ids: the one with the lowest sample number."""
+    first: dict[tuple[str, tuple[int, ...]], int] = {}
+    for rollout in rollout_set.rollouts:
+        content = (rollout.problem_id, rollout.response_ids)
+        first[content] = min(rollout.sample, first.get(content, rollout.sample))
+    return _keep(rollout_set, "distinct", "duplicate", lambda r: r.sample == first[r.problem_id, r.response_ids])
+
+
+def rows(rollout_set: RolloutSet, num: int, seed: int) -> Selection:
+    """Keep ``num`` rollouts by hash of seed and key: independent of file order, and a larger ``num`` only adds.
+
+    Raises:
+        ConfigError: ``num`` is not between 1 and the number of rollouts.
+    """
+    if not 1 <= num <= len(rollout_set):
+        raise ConfigError(
+            f"rows must be between 1 and the {len(rollout_set)} rollouts there are, received {num}. Lower it, or "
+            "sample more."
+        )
+    ordered = sorted(rollout_set.rollouts, key=lambda r: _hash(seed, "rows", *r.key))
+    kept = {r.key for r in ordered[:num]}
+    return _keep(rollout_set, f"rows(num={num}, seed={seed})", "not_drawn", lambda r: r.key in kept)
+
+
+def take(rollout_set: RolloutSet, selection: Selection) -> RolloutSet:
+    """The selected rollouts as a set of their own, whose provenance names its parent and every dropped id."""
+    parent = {"parent_digest": rollout_set.digest, **selection.record()}
+    history = rollout_set.provenance.get("selections", [])
+    selections = [*(history if isinstance(history, list) else []), parent]
+    return RolloutSet(
+        rollouts=tuple(rollout_set.rollouts[i] for i in selection.indices),
+        provenance={**rollout_set.provenance, "selections": selections},
+    )
+
+
+def pairs(
+    rollout_set: RolloutSet, rule: str = "one_per_group", *, seed: int, above: float = CORRECT_ABOVE
+) -> PairSelection:
+    """Pairs of one right and one wrong rollout of the same problem, from mixed groups only.
+
+    ``one_per_group``: one of each by hash. ``zip``: min(c, K - c) disjoint pairs in hash order. ``all``: every one
+    of the c (K - c) pairs, each weighted 1 / (c (K - c)), so that a group weighs 1. ``length_matched``: the one
+    pair with the closest response lengths, ties by hash.
+
+    Args:
+        rollout_set: K rollouts a problem, c of them right.
+        rule: how pairs are formed.
+        seed: the pair seed; the same pairs come back whatever the order of the file.
+        above: a rollout is right if its reward is above this.
+
+    Raises:
+        ConfigError: unknown rule.
+        DegenerateError: no group is mixed.
+
+    Source: the papers are silent on how pairs are formed; this is our reading of 2606.23740.
+    """
+    if rule not in PAIR_RULES:
+        raise ConfigError(f'pairs has no rule "{rule}". {nearest(rule, PAIR_RULES)}')
+    groups = {name: _split(rollout_set, indices, above) for name, indices in sorted(rollout_set.groups.items())}
+    chosen: list[tuple[int, int]] = []
+    weights: list[float] = []
+    dropped: dict[str, list[Key]] = {"all_right": [], "all_wrong": [], "unpaired": []}
+    for name, (right, wrong) in groups.items():
+        formed = PAIR_RULES[rule](rollout_set, right, wrong, seed) if right and wrong else []
+        chosen += formed
+        weights += [1.0 / len(formed) if rule == "all" else 1.0 for _ in formed]
+        reason = "unpaired" if right and wrong else "all_right" if right else "all_wrong"
+        used = {index for pair in formed for index in pair}
+        dropped[reason] += [rollout_set.rollouts[i].key for i in rollout_set.groups[name] if i not in used]
+    if not chosen:
+        raise DegenerateError(
+            "pairs need at least one problem with both a right and a wrong rollout, received none in "
+            f"{len(groups)} problems. Sample more rollouts a problem, or use an objective without pairs."
+        )
+    return PairSelection(
+        rule=rule,
+        seed=seed,
+        pairs=tuple(chosen),
+        weights=tuple(weights),
+        num_mixed=sum(bool(r and w) for r, w in groups.values()),
+        num_all_right=sum(not w for _, w in groups.values()),
+        num_all_wrong=sum(not r for r, _ in groups.values()),
+        dropped={reason: tuple(sorted(keys)) for reason, keys in dropped.items() if keys},
+    )
+
+
+def _one(rollout_set: RolloutSet, right: Sequence[int], wrong: Sequence[int], seed: int) -> list[tuple[int, int]]:
+    return _zip(rollout_set, right, wrong, seed)[:1]
+
+
+def _zip(rollout_set: RolloutSet, right: Sequence[int], wrong: Sequence[int], seed: int) -> list[tuple[int, int]]:
+    def order(indices: Sequence[int]) -> list[int]:
+        return sorted(indices, key=lambda i: _hash(seed, "pair", *rollout_set.rollouts[i].key))
+
+    return list(zip(order(right), order(wrong), strict=False))
+
+
+def _all(rollout_set: RolloutSet, right: Sequence[int], wrong: Sequence[int], seed: int) -> list[tuple[int, int]]:
+    return [(r, w) for r in right for w in wrong]
+
+
+def _closest(rollout_set: RolloutSet, right: Sequence[int], wrong: Sequence[int], seed: int) -> list[tuple[int, int]]:
+    rollouts = rollout_set.rollouts
+
+    def distance(pair: tuple[int, int]) -> tuple[int, int]:
+        first, second = rollouts[pair[0]], rollouts[pair[1]]
+        gap = abs(len(first.response_ids) - len(second.response_ids))
+        return gap, _hash(seed, "length", *first.key, *second.key)
+
+    return [min(_all(rollout_set, right, wrong, seed), key=distance)]
+
+
+PairFormer = Callable[[RolloutSet, Sequence[int], Sequence[int], int], list[tuple[int, int]]]
+PAIR_RULES: dict[str, PairFormer] = {"one_per_group": _one, "zip": _zip, "all": _all, "length_matched": _closest}
+
+
+def _split(rollout_set: RolloutSet, indices: Sequence[int], above: float) -> tuple[list[int], list[int]]:
+    """Positions of the right and of the wrong ones, by sample number."""
+    ordered = sorted(indices, key=lambda i: rollout_set.rollouts[i].sample)
+    right = [i for i in ordered if is_right(rollout_set.rollouts[i], above)]
+    return right, [i for i in ordered if not is_right(rollout_set.rollouts[i], above)]
+
+
+def _keep(rollout_set: RolloutSet, rule: str, reason: str, keep: Callable[[Rollout], bool]) -> Selection:
+    kept = tuple(i for i, r in enumerate(rollout_set.rollouts) if keep(r))
+    dropped = tuple(sorted(r.key for r in rollout_set.rollouts if not keep(r)))
+    return Selection(rule=rule, indices=kept, dropped={reason: dropped} if dropped else {})
+
+
+def _hash(*parts: object) -> int:
+    text = repr(parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
+def _listed(dropped: Dropped) -> dict[str, list[list[object]]]:
+    return {reason: [list(key) for key in keys] for reason, keys in dropped.items()}
