@@ -157,6 +157,16 @@ class TokenBatch:
                 f"{tuple(self.mask.shape)}. Build batches with batches.collate."
             )
 
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same batch with every tensor on ``device``."""
+        return TokenBatch(
+            ids=self.ids.to(device),
+            lengths=self.lengths.to(device),
+            mask=self.mask.to(device),
+            row_index=self.row_index.to(device),
+            inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:

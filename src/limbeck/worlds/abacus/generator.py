@@ -17,8 +17,10 @@ from limbeck.types import Problem
 Split = Literal["train", "validation", "test"]
 
 LIMIT = 99  # every intermediate value stays in 0..LIMIT, so a number has at most two digits
+MIN_AMOUNT, MAX_AMOUNT = 2, 9  # what one step adds or takes
 MIN_STEPS, MAX_STEPS = 2, 8
 
+ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth")
 CONTAINERS = ("basket", "box", "crate", "sack", "jar", "shelf", "cart", "drawer")
 ITEMS = ("apples", "coins", "books", "shells", "stamps", "nuts", "candles", "beads")
 PHRASES = {
@@ -65,19 +67,19 @@ def split_of(start: int, steps: tuple[Step, ...]) -> Split:
 
 
 def _draw_steps(rng: random.Random, num_steps: int) -> tuple[int, tuple[Step, ...]]:
-    start = value = rng.randint(2, 30)
+    start = value = rng.randint(2, 20)
     steps: list[Step] = []
     for _ in range(num_steps):
-        choices = ["+"] if value + 1 <= LIMIT else []
-        choices += ["-"] if value >= 2 else []
+        choices = ["+"] if value + MIN_AMOUNT <= LIMIT else []
+        choices += ["-"] if value > MIN_AMOUNT else []
         choices += ["*2"] if 1 <= value * 2 <= LIMIT else []
         choices += ["*3"] if 1 <= value * 3 <= LIMIT else []
         choices += ["/2"] if value >= 2 and value % 2 == 0 else []
         operation = rng.choice(choices)
         if operation == "+":
-            amount = rng.randint(1, min(30, LIMIT - value))
+            amount = rng.randint(MIN_AMOUNT, min(MAX_AMOUNT, LIMIT - value))
         elif operation == "-":
-            amount = rng.randint(1, min(30, value - 1))
+            amount = rng.randint(MIN_AMOUNT, min(MAX_AMOUNT, value - 1))
         else:
             amount = int(operation[1])
         steps.append(Step(operation=operation, amount=amount))
@@ -88,19 +90,20 @@ def _draw_steps(rng: random.Random, num_steps: int) -> tuple[int, tuple[Step, ..
 def _words(rng: random.Random, start: int, steps: tuple[Step, ...]) -> str:
     container, item = rng.choice(CONTAINERS), rng.choice(ITEMS)
     told = [rng.choice(PHRASES[step.operation]).format(n=step.amount) for step in steps]
-    return f"A {container} holds {start} {item}. Then " + ", then ".join(told) + f". How many {item} are there now?"
+    sentences = " ".join(f"{ordinal}, {words}." for ordinal, words in zip(ORDINALS, told, strict=False))
+    return f"A {container} holds {start} {item}. {sentences} How many {item} are there now?"
 
 
 def solution(start: int, steps: tuple[Step, ...]) -> str:
     """The worked solution, one equation a step, the answer after ``####``.
 
     >>> solution(7, (Step(operation="*2", amount=2), Step(operation="-", amount=5)))
-    '7 * 2 = 14. 14 - 5 = 9. #### 9'
+    'Start 7. First, 7 * 2 = 14. Second, 14 - 5 = 9. #### 9'
     """
-    value, lines = start, []
-    for step in steps:
+    value, lines = start, [f"Start {start}."]
+    for ordinal, step in zip(ORDINALS, steps, strict=False):
         result = step.apply(value)
-        lines.append(f"{value} {step.symbol} {step.amount} = {result}.")
+        lines.append(f"{ordinal}, {value} {step.symbol} {step.amount} = {result}.")
         value = result
     return " ".join(lines) + f" #### {value}"
 

@@ -11,7 +11,7 @@ import re
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from limbeck.worlds.abacus.generator import CONTAINERS, ITEMS, PHRASES
+from limbeck.worlds.abacus.generator import CONTAINERS, ITEMS, ORDINALS, PHRASES
 
 SPACE = "▁"
 PIECE = rf"{SPACE}?[0-9]|{SPACE}?[A-Za-z]+|{SPACE}?[#]+|{SPACE}?[^A-Za-z0-9#{SPACE}]|{SPACE}"
@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 
 def vocabulary() -> list[str]:
     """Every token, special ones first, then the pieces of all phrases with and without a leading space."""
-    words = ["A", "holds", "Then", "then", "How", "many", "are", "there", "now", *CONTAINERS, *ITEMS]
+    words = ["A", "holds", "How", "many", "are", "there", "now", "Start", *ORDINALS, *CONTAINERS, *ITEMS]
     text = " ".join(words + [p.format(n="") for phrases in PHRASES.values() for p in phrases])
     pieces = sorted(set(re.findall(r"[A-Za-z]+", text))) + [*"0123456789", *"+-*/=.,?", "####"]
     return [PAD, EOS, UNK, USER, ASSISTANT, *pieces, *(SPACE + piece for piece in pieces), SPACE]

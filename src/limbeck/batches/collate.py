@@ -1,0 +1,121 @@
+"""Which rows make a step, how they are cut into micro-batches, and how a micro-batch becomes tensors.
+
+The plan of a run is fixed before the first forward pass: it depends on the number of items, the seed and nothing
+else. A pair is one item of two rows and is never split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from limbeck.batches import align
+from limbeck.errors import DegenerateError, ShapeError
+from limbeck.types import Rollout, TokenBatch
+
+STUDENT_INPUTS = ("logprobs", "entropy", "mask")  # what the student's forward pass and the batch itself provide
+PER_TOKEN_INPUTS = ("behavior_logprobs", "old_logprobs", "reference_logprobs", "teacher_logprobs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """Selected rollouts, the items that steps are made of, and what the objective reads of each row.
+
+    Attributes:
+        rollouts: the rows; every row of an item indexes into them.
+        items: one row for token and sequence objectives, (chosen, rejected) for pair objectives.
+        weights: one per item; read by objectives that name ``pair_weights``.
+        columns: name to one number per row (rewards, advantages) or one list per row (per-token scores).
+    """
+
+    rollouts: Sequence[Rollout]
+    items: Sequence[tuple[int, ...]]
+    weights: Sequence[float]
+    columns: Mapping[str, Sequence] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise DegenerateError(
+                f"training needs at least one item, received 0 from {len(self.rollouts)} rollouts. Check the selection: "
+                "pairs need groups with a right and a wrong rollout."
+            )
+        for name, column in self.columns.items():
+            if len(column) != len(self.rollouts):
+                raise ShapeError(
+                    f"{name} must have one entry per rollout = {len(self.rollouts)}, received {len(column)}."
+                )
+
+    def width(self, item: int) -> int:
+        """Tokens of the item's longest row."""
+        return max(len(self.rollouts[r].prompt_ids) + len(self.rollouts[r].response_ids) for r in self.items[item])
+
+    @property
+    def longest_response(self) -> int:
+        return max(len(self.rollouts[r].response_ids) for item in self.items for r in item)
+
+
+def plan(num_items: int, *, batch_size: int, num_steps: int, seed: int) -> Iterator[list[int]]:
+    """The items of each step: epochs shuffled one after another, no item twice before all were used once.
+
+    >>> list(plan(4, batch_size=2, num_steps=2, seed=0))
+    [[2, 0], [1, 3]]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    queue: list[int] = []
+    for _ in range(num_steps):
+        while len(queue) < batch_size:
+            queue += torch.randperm(num_items, generator=generator).tolist()
+        yield queue[:batch_size]
+        queue = queue[batch_size:]
+
+
+def micro_batches(data: TrainingData, items: Sequence[int], *, token_budget: int) -> list[list[int]]:
+    """Cut a step's items into micro-batches of similar length whose padded size stays within the budget."""
+    out: list[list[int]] = [[]]
+    rows = widest = 0
+    for item in sorted(items, key=lambda i: (data.width(i), i)):
+        rows, widest = rows + len(data.items[item]), max(widest, data.width(item))
+        if out[-1] and rows * widest > token_budget:
+            out.append([])
+            rows, widest = len(data.items[item]), data.width(item)
+        out[-1].append(item)
+    return out
+
+
+def collate(data: TrainingData, items: Sequence[int], names: Sequence[str]) -> TokenBatch:
+    """Tensors of one micro-batch with exactly the inputs that the objective names."""
+    index = [row for item in items for row in data.items[item]]
+    rows = [data.rollouts[i] for i in index]
+    prompts = torch.tensor([len(r.prompt_ids) for r in rows])
+    lengths = prompts + torch.tensor([len(r.response_ids) for r in rows])
+    width = int(lengths.max())
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : lengths[i]] = torch.tensor([*row.prompt_ids, *row.response_ids])
+    mask = align.response_mask(prompts, lengths, width=width)
+    inputs = {name: _input(name, data, items, index, mask) for name in names if name not in STUDENT_INPUTS}
+    return TokenBatch(ids=ids, lengths=lengths, mask=mask, row_index=torch.tensor(index), inputs=inputs)
+
+
+def _input(name: str, data: TrainingData, items: Sequence[int], index: Sequence[int], mask: Tensor) -> Tensor:
+    if name == "pairs":
+        return torch.arange(len(index)).reshape(-1, 2)
+    if name == "pair_weights":
+        return torch.tensor([data.weights[item] for item in items], dtype=torch.float32)
+    if name == "behavior_logprobs":
+        return align.per_token([data.rollouts[i].behavior_logprobs for i in index], mask)
+    if name == "rewards" and name not in data.columns:
+        return torch.tensor([data.rollouts[i].reward for i in index], dtype=torch.float32)
+    if name not in data.columns:
+        raise ShapeError(
+            f"the objective reads {name}; these data have {', '.join(data.columns) or 'no such columns'}. "
+            "Score the rollouts or assign credit first."
+        )
+    picked = [data.columns[name][i] for i in index]
+    if name in PER_TOKEN_INPUTS:
+        return align.per_token(picked, mask)
+    column = torch.tensor(picked, dtype=torch.float32)
+    return torch.where(mask, column[:, None], 0.0) if name == "advantages" else column

@@ -1,0 +1,71 @@
+"""Progress on stderr with time left, in a terminal a live bar, elsewhere a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+QUIET_SECONDS = 10.0  # between two plain lines
+
+
+@contextmanager
+def bar(title: str, total: float) -> Iterator[Callable[[float], None]]:
+    """One bar; call what it yields with the amount just done."""
+    with bars() as show:
+        done = 0.0
+
+        def advance(amount: float) -> None:
+            nonlocal done
+            done += amount
+            show(title, done, total)
+
+        show(title, 0, total)
+        yield advance
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, float, float], None]]:
+    """Several bars by title; call what it yields with title, done and total. The first title stays on top."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[str, object] = {}
+
+        def show(title: str, done: float, total: float) -> None:
+            if title not in tasks:
+                tasks[title] = progress.add_task(title, total=total)
+            progress.update(tasks[title], completed=done, total=total)  # type: ignore[arg-type]
+            if done >= total and len(tasks) > 1 and title != next(iter(tasks)):
+                progress.remove_task(tasks.pop(title))  # type: ignore[arg-type]
+
+        yield show
+
+
+def _plain() -> Callable[[str, float, float], None]:
+    start, last = time.monotonic(), {"": -QUIET_SECONDS}
+
+    def show(title: str, done: float, total: float) -> None:
+        now = time.monotonic() - start
+        if now - last[""] < QUIET_SECONDS and done < total:
+            return
+        last[""] = now
+        left = f", about {now / done * (total - done):.0f} s left" if 0 < done < total else ""
+        print(f"[{now:5.0f} s] {title}: {100 * done / max(total, 1e-9):.0f} %{left}", file=sys.stderr, flush=True)  # noqa: T201
+
+    return show

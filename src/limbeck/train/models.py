@@ -1,0 +1,106 @@
+"""Loading a local causal language model, putting an adapter on it, and saying which model it was.
+
+Safetensors only, nothing downloaded, no code from the model's folder.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from limbeck.config import LoraConfig
+from limbeck.errors import ModelError
+from limbeck.folders import digest_of, file_digest
+from limbeck.worlds import resolve
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """A causal language model in fp32 and eval mode, from a folder or a world (``abacus:base``).
+
+    Raises:
+        ModelError: no such folder, pickled weights, or weights that do not fit the config.
+    """
+    path = model_folder(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{path} must load as a transformers causal language model, received: {error}") from error
+    return model.eval()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. A missing pad token is no obstacle: rows are padded by length, not by id."""
+    path = model_folder(name)
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} must hold a tokenizer beside the model, received: {error}") from error
+
+
+def model_folder(name: str) -> Path:
+    """Where a model lives on this machine."""
+    path = resolve(name)
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f'a model must be a local Hugging Face folder with config.json or a world\'s model ("abacus:base"), '
+            f"received {name!r}. Nothing is downloaded: fetch it first, then give its path."
+        )
+    if not list(path.glob("*.safetensors")):
+        raise ModelError(
+            f"{path} must hold *.safetensors weights, received none. Convert pickled weights first: load them where you "
+            "trust them and call save_pretrained(path)."
+        )
+    return path
+
+
+@cache
+def model_digest(name: str) -> str:
+    """Identity of a model: its config and the bytes of its weights."""
+    path = model_folder(name)
+    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    return digest_of([[f.name, file_digest(f)] for f in files])
+
+
+def add_adapter(model: PreTrainedModel, config: LoraConfig, *, init_seed: int) -> PeftModel:
+    """A fresh LoRA adapter whose initial factors depend on the seed alone; only it is trainable.
+
+    Raises:
+        ModelError: no module of the model has one of the target names.
+    """
+    linear = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if hasattr(m, "weight") and m.weight.dim() == 2}
+    missing = [target for target in config.targets if target not in linear]
+    if missing:
+        raise ModelError(
+            f"lora.targets must name modules of {type(model).__name__}, received {', '.join(missing)}, which it has not. "
+            f"It has: {', '.join(sorted(linear))}."
+        )
+    peft_config = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # peft notes fan_in_fan_out for Conv1D and sets it itself
+        torch.manual_seed(init_seed)
+        tuned = get_peft_model(model, peft_config)
+    return tuned  # type: ignore[return-value]
+
+
+def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The trainable tensors by name, sorted."""
+    return dict(sorted((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad))
+
+
+def initial_factors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The A factors, which decide where a fresh adapter can go; their digest is what arms must share."""
+    return {name: tensor for name, tensor in adapter_tensors(model).items() if "lora_A" in name}

@@ -1,0 +1,153 @@
+"""One run: rollouts, base and objective in, a folder with an fp32 adapter and its whole record out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from limbeck.batches.collate import PER_TOKEN_INPUTS
+from limbeck.batches.forward import check_head
+from limbeck.batches.score import read_scores, score_rollouts
+from limbeck.config import Config, TrainConfig, parse
+from limbeck.errors import ConfigError, FolderError
+from limbeck.folders import claim, digest_of, file_digest, plain, read_json, seal, write_json
+from limbeck.geometry.delta import init_digest
+from limbeck.objectives import check_knobs, find, inputs
+from limbeck.rollouts.store import read_rollouts
+from limbeck.train.data import prepare
+from limbeck.train.loop import run_steps
+from limbeck.train.models import add_adapter, adapter_tensors, initial_factors, load_model, model_digest
+from limbeck.train.record import read_metrics, update_norm
+from limbeck.types import Objective, RolloutSet
+
+
+class RunConfig(Config):
+    """Everything that `limbeck train` needs; a run folder's `config.json` is one."""
+
+    base: str
+    """The student: a local Hugging Face folder, or a world's model such as `abacus:base`."""
+    rollouts: str
+    """A rollouts folder."""
+    scores: dict[str, str] = {}
+    """Per-token input (`reference_logprobs`, `teacher_logprobs`) to its scores folder."""
+    train: TrainConfig = TrainConfig()
+
+
+def check(config: TrainConfig) -> Objective:
+    """Refuse, before any model is loaded, what cannot be trained.
+
+    Raises:
+        ConfigError: an unknown objective or knob, or one outside its domain.
+    """
+    objective = find(config.objective)
+    check_knobs(objective, config.knobs)
+    if objective.unit == "pair" and (config.normalizer or objective.normalizer) == "token":
+        raise ConfigError(
+            f'{objective.name} has one value per pair: train.normalizer must be "sequence" or "constant", received "token".'
+        )
+    return objective
+
+
+def train(
+    config: RunConfig, out: Path, *, overwrite: bool = False, advance: Callable[[int], None] = lambda num: None
+) -> Path:
+    """Train one adapter; an interrupted run in ``out`` is continued from its newest checkpoint.
+
+    Args:
+        config: base, rollouts, scores and settings.
+        out: the run folder.
+        overwrite: replace a complete run.
+        advance: called with the number of steps just done.
+
+    Raises:
+        FolderError: ``out`` is complete, or was started with other settings.
+    """
+    begin = time.monotonic()
+    objective = check(config.train)
+    rollout_set = read_rollouts(Path(config.rollouts))
+    out = claim(out, overwrite=overwrite)
+    _same_settings(out, config)
+    model = load_model(config.base)
+    check_head(model, torch.tensor(rollout_set.rollouts[0].prompt_ids[:8]))
+    scores = _scores(config, objective, rollout_set, model)
+    context = getattr(model.config, "max_position_embeddings", None)
+    data, facts = prepare(config.train, objective, rollout_set, scores, context=context)
+    tuned = add_adapter(model, config.train.lora, init_seed=config.train.init_seed)
+    start = init_digest(initial_factors(tuned))
+    steps = run_steps(tuned, data, objective, config.train, out, advance=advance)
+    base_digest = model_digest(config.base)
+    _save_adapter(tuned, out / "adapter", config, {"init_digest": start, "base_digest": base_digest})
+    facts |= {
+        "objective": objective.name,
+        "normalizer": config.train.normalizer or objective.normalizer,
+        "rollouts_digest": rollout_set.digest,
+        "base_digest": base_digest,
+        "init_digest": start,
+        "adapter_digest": file_digest(out / "adapter" / "adapter_model.safetensors"),
+        "steps": steps,
+        "epochs": round(steps * config.train.batch_size / len(data.items), 3),
+        "update_norm": update_norm(adapter_tensors(tuned), config.train.lora.alpha / config.train.lora.rank),
+        "seconds": round(sum(line["seconds"] for line in read_metrics(out / "metrics.jsonl")), 2),
+        "wall_seconds": round(time.monotonic() - begin, 2),
+    }
+    seal(out, kind="run", facts=facts)
+    return out
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """The resolved configuration of a finished run."""
+    return parse(RunConfig, read_json(path / "config.json"), where="run")
+
+
+def _same_settings(out: Path, config: RunConfig) -> None:
+    path, own = out / "config.json", plain(config.model_dump(mode="json"))
+    if path.is_file():
+        old = read_json(path)
+        if digest_of(old) != digest_of(own):
+            keys = sorted(k for k in {*_flat(old), *_flat(own)} if _flat(old).get(k) != _flat(own).get(k))
+            raise FolderError(
+                f"{out} holds an unfinished run with other settings; these differ: {', '.join(keys)}. "
+                "Give the same settings to continue it, or another --out."
+            )
+    write_json(path, own)
+
+
+def _flat(value: Mapping, prefix: str = "") -> dict[str, object]:
+    out: dict[str, object] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            out |= _flat(item, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = item
+    return out
+
+
+def _scores(
+    config: RunConfig, objective: Objective, rollout_set: RolloutSet, model: nn.Module
+) -> dict[str, list[list[float]]]:
+    """Per-token columns that the objective reads: stored ones where given; the base scores as reference or old policy."""
+    out: dict[str, list[list[float]]] = {}
+    for name in inputs(objective):
+        if name not in PER_TOKEN_INPUTS or name == "behavior_logprobs":
+            continue
+        if name in config.scores:
+            out[name] = read_scores(Path(config.scores[name]), rollout_set)
+        elif name == "teacher_logprobs":
+            raise ConfigError(
+                f"{objective.name} reads teacher_logprobs: give a scores folder, made by "
+                "`limbeck score --model TEACHER --rollouts ROLLOUTS --out DIR`, as scores.teacher_logprobs."
+            )
+        else:
+            out[name] = score_rollouts(model, rollout_set.rollouts, token_budget=config.train.token_budget)
+    return out
+
+
+def _save_adapter(model: nn.Module, folder: Path, config: RunConfig, identity: dict[str, str]) -> None:
+    for peft_config in model.peft_config.values():  # type: ignore[union-attr]
+        peft_config.base_model_name_or_path = config.base
+    model.save_pretrained(folder)  # type: ignore[operator]
+    write_json(folder / "limbeck.json", identity)
