@@ -1,0 +1,55 @@
+"""Measurements as one Parquet file with exactly the columns of ``types.MEASUREMENT_COLUMNS``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from limbeck.errors import DataError
+from limbeck.types import MEASUREMENT_COLUMNS, Measurement, Null
+
+_INTEGERS = ("layer", "k", "step")
+_FLOATS = ("value", "null_mean", "null_q05", "null_q95", "residual")
+SCHEMA = pa.schema(
+    [
+        (name, pa.int32() if name in _INTEGERS else pa.float64() if name in _FLOATS else pa.string())
+        for name in MEASUREMENT_COLUMNS
+    ]
+)
+
+
+def write_measurements(path: Path | str, measurements: Sequence[Measurement]) -> None:
+    """Write the rows in their order; NaN stays NaN, and zero rows make a table with columns."""
+    rows = [m.row() for m in measurements]
+    columns = {name: [row[name] for row in rows] for name in MEASUREMENT_COLUMNS}
+    pq.write_table(pa.table(columns, schema=SCHEMA), str(path))
+
+
+def read_measurements(path: Path | str) -> list[Measurement]:
+    """Read what ``write_measurements`` wrote.
+
+    Raises:
+        DataError: the file is no Parquet file, or has other columns.
+    """
+    try:
+        table = pq.read_table(str(path))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} must be a Parquet file of measurements, received {error}. Measure again.") from error
+    if tuple(table.column_names) != MEASUREMENT_COLUMNS:
+        differ = sorted(set(table.column_names) ^ set(MEASUREMENT_COLUMNS))
+        raise DataError(
+            f"{path} must have the columns of measurements.parquet in order, received a table that differs in "
+            f"{differ or 'their order'}. Measure again with this version."
+        )
+    plain = [f.name for f in fields(Measurement) if f.name != "null"]
+    return [
+        Measurement(
+            null=Null(id=row["null_id"], mean=row["null_mean"], q05=row["null_q05"], q95=row["null_q95"]),
+            **{name: row[name] for name in plain},
+        )
+        for row in table.to_pylist()
+    ]
