@@ -131,7 +131,7 @@ def _check_modules(x: Delta, y: Delta) -> None:
             )
 
 
-def combine(weights: Sequence[float], deltas: Sequence[Delta], *, name: str) -> Delta:
+def combine(weights: Sequence[float | int], deltas: Sequence[Delta], *, name: str) -> Delta:
     """The exact linear combination ``sum(w * delta)``, by concatenating ranks.
 
     ``left = [w0*left0, w1*left1, ...]``, ``right = [right0; right1; ...]``; no product is formed and no factor is
