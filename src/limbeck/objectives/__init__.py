@@ -14,12 +14,26 @@ suite picks it up by itself.
 """
 
 from limbeck.errors import ConfigError, nearest
-from limbeck.objectives import offline, preference
+from limbeck.objectives import distillation, divergences, erpd, joint, offline, policy, preference
 from limbeck.objectives.contract import INPUTS, Input, evaluate
 from limbeck.objectives.signature import LOOP_KNOBS, Domain, Knob, check_knobs, inputs, knobs
 from limbeck.types import Objective
 
-OBJECTIVES: dict[str, Objective] = {row.name: row for module in (offline, preference) for row in module.ROWS}
+MODULES = (offline, preference, policy, distillation, divergences, joint, erpd)
+OBJECTIVES: dict[str, Objective] = {row.name: row for module in MODULES for row in module.ROWS}
+REFUSED = {
+    "rft": "It is a selection of right rollouts followed by sft: select correct and train sft.",
+    "rift": "Three incompatible definitions exist: rift:paper-printed, rift:reward-weighted, rift:source.",
+    "offline_grpo": "Two definitions exist: offline_grpo:advantage-nll, offline_grpo:krafton.",
+    "kl": "A direction is part of the name: reverse_kl is KL(student||teacher), forward_kl is KL(teacher||student).",
+    "gkd": "Its beta changes the objective at 0 and 1: name forward_kl, reverse_kl or jsd.",
+    "reverse_kl_k1": "Back-propagated, k1 has expected gradient zero: use opd, which is k1 as a policy-gradient cost.",
+    "reverse_kl_k3": "Back-propagated, k3 follows the forward direction: use reverse_kl_k3_plus or reverse_kl_k2.",
+    "forward_kl_topk": "Truncated, it goes negative: use forward_kl_topk_tail.",
+    "reverse_kl_topk": "Truncated, it falls when the student leaves the set: use reverse_kl_topk_tail.",
+    "jsd_topk": "Truncated, it is no divergence: use jsd_topk_tail.",
+    "erpd_ce_sft": "It is a selection of right rollouts followed by sft: select correct and train sft.",
+}
 
 
 def find(name: str) -> Objective:
@@ -29,16 +43,23 @@ def find(name: str) -> Objective:
         ConfigError: no such row; the message names the nearest.
     """
     if name not in OBJECTIVES:
-        hint = nearest(name, OBJECTIVES)
-        if name == "rift":
-            hint = "Three incompatible definitions exist: rift:paper-printed, rift:reward-weighted, rift:source."
-        if name == "rft":
-            hint = "It is a selection of right rollouts followed by sft: select correct and train sft."
+        hint = REFUSED.get(name) or nearest(name, OBJECTIVES)
         raise ConfigError(f'an objective must be a row of the table, received "{name}". {hint}')
     return OBJECTIVES[name]
 
 
 __all__ = [
-    "INPUTS", "LOOP_KNOBS", "OBJECTIVES", "Domain", "Input", "Knob", "check_knobs", "evaluate", "find", "inputs",
+    "INPUTS",
+    "LOOP_KNOBS",
+    "MODULES",
+    "OBJECTIVES",
+    "REFUSED",
+    "Domain",
+    "Input",
+    "Knob",
+    "check_knobs",
+    "evaluate",
+    "find",
+    "inputs",
     "knobs",
 ]  # fmt: skip

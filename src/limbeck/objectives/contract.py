@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import ConfigError, DegenerateError, ShapeError
-from limbeck.objectives.signature import inputs as input_names
+from limbeck.objectives.signature import tensor_parameters
 from limbeck.types import Objective, Values
 
 TEACHER_FLOOR = -20.0  # nats, for a token that the teacher's server left out of its answer
@@ -45,6 +45,7 @@ INPUTS: dict[str, Input] = {
     "rewards": Input("batch", "grade of the rollout, as graded", "grade the rollouts first"),
     "correct": Input("batch", "1 where the rollout is right, else 0", "grade the rollouts first"),
     "group_all_wrong": Input("batch", "1 where every rollout of the same problem is wrong, else 0", _CREDIT),
+    "teacher_mask": Input("batch time", "true where the teacher can judge the token; optional", "leave it out"),
     "mask": Input("batch time", "true where a token is scored", "it comes with the batch"),
     "pairs": Input("pairs 2", "row indices of chosen and rejected", "select pairs first (rollouts.select)"),
     "pair_weights": Input("pairs", "weight of each pair", "select pairs first (rollouts.select)"),
@@ -75,13 +76,15 @@ def evaluate(objective: Objective, inputs: Mapping[str, Tensor], mask: Tensor, k
             f"{objective.name} needs at least one live token, received a mask of {tuple(mask.shape)} without any. "
             "Drop the batch before the call; check max_length against the prompts."
         )
-    names = [name for name in input_names(objective) if name != "mask"]
+    masks = {"mask": mask, "teacher_mask": _teacher_mask(objective.name, inputs, mask)}
+    names = [name for name in tensor_parameters(objective) if name not in masks]
     _check_present(objective, names, inputs)
     ready = {name: _ready(objective.name, name, inputs[name], mask) for name in names}
     if "pairs" in ready:
         _check_pairs(objective.name, ready, mask)
-    if "mask" in input_names(objective):
-        ready["mask"] = mask
+    if "teacher_logits" in ready:
+        _check_vocabulary(objective.name, ready["logits"], ready["teacher_logits"])
+    ready |= {name: masks[name] for name in tensor_parameters(objective) if name in masks}
     out = objective.function(**ready, **knobs)
     metrics = dict(out.metrics)
     if "teacher_logprobs" in names and objective.unit == "token":
@@ -99,6 +102,16 @@ def _check_present(objective: Objective, names: list[str], inputs: Mapping[str, 
             f"`{objective.name}` reads {' and '.join(missing)}; this batch has none, only "
             f"{', '.join(inputs) or 'nothing'}. For {missing[0]}: {remedy}."
         )
+
+
+def _teacher_mask(owner: str, inputs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+    given = inputs.get("teacher_mask", mask)
+    if given.shape != mask.shape or given.dtype is not torch.bool:
+        raise ShapeError(
+            f"{owner}: teacher_mask must be boolean {tuple(mask.shape)}, received {given.dtype} {tuple(given.shape)}. "
+            "Leave it out where the teacher judges every token."
+        )
+    return given & mask
 
 
 def _ready(owner: str, name: str, tensor: Tensor, mask: Tensor) -> Tensor:
@@ -142,6 +155,19 @@ def _finite(owner: str, name: str, tensor: Tensor, live: Tensor) -> Tensor:
             f"{tensor[where].item()} at {where}. Where this is an unknown score: {INPUTS[name].remedy}."
         )
     return tensor
+
+
+def _check_vocabulary(owner: str, logits: Tensor, teacher_logits: Tensor) -> None:
+    if logits.shape != teacher_logits.shape:
+        raise ShapeError(
+            f"{owner}: logits and teacher_logits must have one width, received {logits.shape[-1]} and "
+            f"{teacher_logits.shape[-1]}. Where the token maps are equal, use vocabulary.common_width."
+        )
+    if bool((torch.isneginf(logits) != torch.isneginf(teacher_logits)).any()):
+        raise ShapeError(
+            f"{owner}: logits and teacher_logits must leave out the same ids, received -inf on one side only. Set "
+            "padding ids to -inf on both sides (vocabulary.common_width)."
+        )
 
 
 def _check_pairs(owner: str, ready: Mapping[str, Tensor], mask: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from limbeck.errors import ConfigError, nearest
 from limbeck.types import Objective
 
+OPTIONAL_INPUTS = ("teacher_mask",)  # all of the mask where a batch has none
 LOOP_KNOBS = ("step", "num_steps")  # known to the training loop, which passes them; never set by hand
 
 
@@ -53,7 +54,15 @@ class Knob:
 
 
 def inputs(objective: Objective) -> tuple[str, ...]:
-    """Names of the tensors that the objective reads, in the order of its signature; ``mask`` among them if read."""
+    """Names of the tensors that a batch must have for the objective, in the order of its signature.
+
+    ``mask`` is among them where it is read; ``teacher_mask``, which stands for the whole mask when absent, never is.
+    """
+    return tuple(name for name in tensor_parameters(objective) if name not in OPTIONAL_INPUTS)
+
+
+def tensor_parameters(objective: Objective) -> tuple[str, ...]:
+    """Every tensor of the signature, the optional ones too."""
     parameters = inspect.signature(objective.function).parameters.values()
     return tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
 

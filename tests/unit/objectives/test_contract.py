@@ -39,7 +39,7 @@ def test_settings_are_refused_in_a_sentence(name, given, message):
         check_knobs(find(name), given)
 
 
-@pytest.mark.parametrize(("name", "message"), [("dppo", 'Did you mean "dpo"'), ("rift", "Three"), ("rft", "selection")])
+@pytest.mark.parametrize(("name", "message"), [("dppo", 'Did you mean "ppo"'), ("rift", "Three"), ("rft", "selection")])
 def test_unknown_objectives_are_refused(name, message):
     with pytest.raises(ConfigError, match=message):
         find(name)
