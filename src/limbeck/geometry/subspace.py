@@ -34,7 +34,7 @@ def orthonormal(frame: Float[Tensor, "*batch dim k"]) -> Float[Tensor, "*batch d
     return torch.linalg.qr(frame.double()).Q
 
 
-def principal_angles(x: Float[Tensor, "*batch dim k"], y: Float[Tensor, "*batch dim k"]) -> Float[Tensor, "*batch k"]:
+def principal_angles(x: Float[Tensor, "*batch dim k"], y: Float[Tensor, "*_ _ _"]) -> Float[Tensor, "*batch k"]:
     """Principal angles between the spans of two orthonormal frames, degrees in [0, 90], ascending.
 
     With M = X^T Y: cosines = svdvals(M), sines = svdvals(Y - X M); theta_i = asin(s_i) where c_i^2 >= 1/2, else
