@@ -14,6 +14,7 @@ from limbeck.errors import ConfigError, DegenerateError, ShapeError
 from limbeck.objectives.signature import tensor_parameters
 from limbeck.types import Objective, Values
 
+STUDENT_INPUTS = ("logprobs", "entropy", "logits")  # the only tensors that a gradient reaches
 TEACHER_FLOOR = -20.0  # nats, for a token that the teacher's server left out of its answer
 
 
@@ -117,12 +118,10 @@ def _teacher_mask(owner: str, inputs: Mapping[str, Tensor], mask: Tensor) -> Ten
 def _ready(owner: str, name: str, tensor: Tensor, mask: Tensor) -> Tensor:
     """The tensor checked against its axes and the mask, widened, with everything dead set to zero."""
     axes = INPUTS[name].axes
-    if axes.startswith("pairs"):
-        return (
-            tensor
-            if name == "pairs"
-            else _finite(owner, name, _wide(tensor), torch.ones_like(tensor, dtype=torch.bool))
-        )
+    if name == "pairs":
+        return tensor
+    if axes == "pairs":
+        return _finite(owner, name, _wide(tensor).detach(), torch.ones_like(tensor, dtype=torch.bool))
     live = mask if axes.startswith("batch time") else mask.any(-1)
     is_logits = axes.endswith("vocab")
     if tensor.shape[: live.ndim] != live.shape or tensor.ndim != live.ndim + is_logits:
@@ -131,7 +130,7 @@ def _ready(owner: str, name: str, tensor: Tensor, mask: Tensor) -> Tensor:
         raise ShapeError(
             f"{owner}: {name} must be {wants}, received {tuple(tensor.shape)}.{hint or ' Nothing is broadcast.'}"
         )
-    tensor = _wide(tensor)
+    tensor = _wide(tensor) if name in STUDENT_INPUTS else _wide(tensor).detach()
     filled = torch.where(
         live[..., None] if is_logits else live, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device)
     )

@@ -161,7 +161,7 @@ def sapo(
     """
     advantages = advantages.detach()
     u = ratio(logprobs - old_logprobs)
-    tau = torch.where(advantages > 0, tau_positive, tau_negative).to(u.dtype)
+    tau = torch.where(advantages > 0, torch.full_like(u, tau_positive), torch.full_like(u, tau_negative))
     values = -advantages * (GATE / tau) * torch.sigmoid(tau * (u - 1))
     return Values(values=values, metrics={"ratio": u.detach()})
 

@@ -156,7 +156,7 @@ def kto(
     reward = row_sum(logprobs - reference_logprobs, mask)
     right = rewards > 0
     lead = torch.where(right, reward - reference_point, reference_point - reward)
-    weight = torch.where(right, weight_right, weight_wrong).to(reward.dtype)
+    weight = torch.where(right, torch.full_like(reward, weight_right), torch.full_like(reward, weight_wrong))
     return Values(values=weight * torch.sigmoid(-beta * lead), metrics={"implicit_reward": reward.detach()})
 
 
