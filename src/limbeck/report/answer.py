@@ -1,0 +1,72 @@
+"""The first screen of a results folder: collects the numbers and hands them to the sentences of ``summary``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from limbeck.report import summary
+from limbeck.report.claims import claims
+from limbeck.report.summary import Closeness, Excess, Sentence, Verdict
+from limbeck.report.tables import LOSSES
+from limbeck.report.view import View
+from limbeck.report.words import number
+
+
+def sentences(view: View) -> list[Sentence]:
+    """The answer, in the order in which a reader asks: who is better, how sure, what moved, what was published."""
+    return [*_accuracy(view), *_seeds(view), *_geometry(view), *_paths(view), *_published(view)]
+
+
+def _accuracy(view: View) -> list[Sentence]:
+    if not view.results.comparison:
+        return [Sentence("limit", "There is no comparison, so nothing is known about accuracy.")]
+    n = int(view.results.comparison.get("n") or 0)
+    out = summary.ends(view.accuracy("base"), view.accuracy("teacher"))
+    out += summary.against("base", _verdicts(view, "base"), alpha=view.alpha, n=n)
+    if view.reference is not None:
+        verdicts = _verdicts(view, view.reference.id)
+        out += summary.against(view.reference.label, verdicts, alpha=view.alpha, n=n)
+    return out
+
+
+def _verdicts(view: View, other: str) -> list[Verdict]:
+    return [
+        Verdict(view.label(p.a), p.difference, p.low, p.high, p.p_holm, p.smallest_callable)
+        for p in view.against(other)
+    ]
+
+
+def _seeds(view: View) -> list[Sentence]:
+    return summary.training_variance(view.seeds_per_arm())
+
+
+def _geometry(view: View) -> list[Sentence]:
+    reference = view.reference
+    if reference is None:
+        return []
+    rows = [(run.label, view.get("cosine", reference.id, run.id)) for run in view.contenders if run.id != reference.id]
+    arms = [Closeness(label, row.value, row.null.q95) for label, row in rows]
+    return summary.cosines(reference.label, arms, view.seed_values("cosine"))
+
+
+def _paths(view: View) -> list[Sentence]:
+    paths = view.results.paths
+    losses = dict.fromkeys(str(path["loss"]) for path in paths)
+    found = {loss: [_excess(view, path) for path in paths if path["loss"] == loss] for loss in losses}
+    return [sentence for loss in losses for sentence in summary.barriers(LOSSES.get(loss, loss), found[loss])]
+
+
+def _excess(view: View, path: dict[str, Any]) -> Excess:
+    middle = path.get("excess_midpoint") or {}
+    return Excess(
+        label=f"{view.label(path['a'])} to {view.label(path['b'])}",
+        value=number(middle.get("value")),
+        low=number(middle.get("low")),
+        high=number(middle.get("high")),
+        worse_than_ends=bool(path.get("worse_than_ends")),
+        null=bool(path.get("null")),
+    )
+
+
+def _published(view: View) -> list[Sentence]:
+    return summary.published([(claim.claim, claim.verdict) for claim in claims(view)])

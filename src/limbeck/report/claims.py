@@ -1,0 +1,228 @@
+"""The published pattern of arXiv 2606.23740 as claims that our numbers bear out or not; no number is subtracted.
+
+Each rule tests an order or a sign within our own runs, never our number against a published one: model, data and
+grader differ. A claim whose arms were not run says so by returning nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from importlib import resources
+from itertools import combinations, pairwise
+from typing import Any, NamedTuple
+
+from limbeck.report.view import Run, View
+from limbeck.report.words import fixed, listed, p_value, percent, points, short
+
+CLUSTER = ("sft", "rft", "rift")
+ALL = ("sft", "rft", "rift", "offline_grpo", "dft", "dpo")
+
+
+class Claim(NamedTuple):
+    """A published claim, with what they printed, what we saw, and the verdict of the rule."""
+
+    claim: str
+    published: str
+    status: str
+    ours: str
+    verdict: str
+
+
+@cache
+def published() -> dict[str, Any]:
+    """The published numbers, each with its status."""
+    text = resources.files("limbeck.report").joinpath("published.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def key_of(arm: str) -> str:
+    """An arm's name as the published table spells it.
+
+    >>> key_of("Offline-GRPO")
+    'offline_grpo'
+    """
+    return arm.lower().replace("-", "_").replace(" ", "_")
+
+
+def named(view: View) -> dict[str, Run]:
+    """Lead runs by published name; controls and nulls have other names and are not among them."""
+    return {key_of(run.arm): run for run in view.leads if key_of(run.arm) in published()["accuracy"]["rows"]}
+
+
+def claims(view: View) -> list[Claim]:
+    """Every claim that the runs at hand can test, in the order of the paper."""
+    runs = named(view)
+    rules = (_best, _not_above_base, _damage, _alike, _cluster, _order, _seeds, _short, _spread, _path)
+    found = (rule(view, runs) for rule in rules)
+    return [claim for claim in found if claim is not None]
+
+
+def _verdict(held: bool) -> str:
+    return "reproduced" if held else "not reproduced"
+
+
+def _best(view: View, runs: dict[str, Run]) -> Claim | None:
+    if not {"sft", "dpo"} <= runs.keys():
+        return None
+    pair = view.pair(runs["dpo"].id, runs["sft"].id)
+    if pair is None:
+        return None
+    called = pair.p_holm < view.alpha
+    return Claim(
+        "DPO answers more problems right than SFT",
+        "93.5 against 87.3 to 88.2 on GSM8K, p < 1e-9",
+        "pub",
+        f"{points(pair.difference)}, Holm {p_value(pair.p_holm)}",
+        _verdict(pair.difference > 0) if called else "undecided",
+    )
+
+
+def _not_above_base(view: View, runs: dict[str, Run]) -> Claim | None:
+    pair = view.pair(runs["dpo"].id, "base") if "dpo" in runs else None
+    if pair is None:
+        return None
+    called = pair.p_holm < view.alpha
+    return Claim(
+        "DPO is not told apart from the base",
+        "94.2 against 94.0 on GSM8K, re-measured",
+        "sec",
+        f"{points(pair.difference)}, interval {fixed(100 * pair.low, 1)} to {fixed(100 * pair.high, 1)}",
+        _verdict(not called),
+    )
+
+
+def _damage(view: View, runs: dict[str, Run]) -> Claim | None:
+    pair = view.pair(runs["sft"].id, "base") if "sft" in runs else None
+    if pair is None:
+        return None
+    called = pair.p_holm < view.alpha
+    return Claim(
+        "SFT on the teacher's rollouts lowers accuracy below the base",
+        "87.6 against 94.0 on GSM8K, re-measured",
+        "sec",
+        f"{points(pair.difference)}, Holm {p_value(pair.p_holm)}",
+        _verdict(pair.difference < 0) if called else "undecided",
+    )
+
+
+def _alike(view: View, runs: dict[str, Run]) -> Claim | None:
+    members = [runs[name] for name in ALL if name in runs and name != "dpo"]
+    pairs = [view.pair(a.id, b.id) for a, b in combinations(members, 2)]
+    known = [pair for pair in pairs if pair is not None]
+    if len(members) < 3 or not known:
+        return None
+    apart = [pair for pair in known if pair.p_holm < view.alpha]
+    values = [100 * view.accuracy(run.id) for run in members]
+    names = listed([f"{view.label(p.a)} and {view.label(p.b)}" for p in apart[:3]])
+    return Claim(
+        "No two losses other than DPO are told apart by accuracy",
+        "p >= 0.15 within the cluster",
+        "pub",
+        f"{fixed(min(values), 1)} to {percent(max(values) / 100)}; "
+        + (f"told apart: {names}" if apart else "no pair told apart"),
+        _verdict(not apart),
+    )
+
+
+def _cosine(view: View, a: Run, b: Run) -> float:
+    return view.get("cosine", a.id, b.id).value
+
+
+def _cluster(view: View, runs: dict[str, Run]) -> Claim | None:
+    inside = [runs[name] for name in CLUSTER if name in runs]
+    outside = [runs[name] for name in ALL if name in runs and name not in CLUSTER]
+    within = [_cosine(view, a, b) for a, b in combinations(inside, 2)]
+    across = [_cosine(view, a, b) for a in inside for b in outside]
+    if len(inside) < 2 or not across or not all(math.isfinite(x) for x in within + across):
+        return None
+    return Claim(
+        f"The updates of {listed([run.label for run in inside])} lie closer to each other than to any other",
+        "cosine 0.967 to 0.977 within, at most 0.74 to the others",
+        "pub",
+        f"{fixed(min(within))} to {fixed(max(within))} within, at most {fixed(max(across))} to the others",
+        _verdict(min(within) > max(across)),
+    )
+
+
+def _order(view: View, runs: dict[str, Run]) -> Claim | None:
+    order = [name for name in ("offline_grpo", "dft", "dpo") if name in runs]
+    if "sft" not in runs or len(order) < 2:
+        return None
+    values = [_cosine(view, runs["sft"], runs[name]) for name in order]
+    if not all(math.isfinite(x) for x in values):
+        return None
+    labels = [runs[name].label for name in order]
+    return Claim(
+        f"Closeness to SFT falls in the order {listed(labels)}",
+        "0.74, 0.57, 0.06",
+        "pub",
+        ", ".join(fixed(x) for x in values),
+        _verdict(all(x > y for x, y in pairwise(values))),
+    )
+
+
+def _seeds(view: View, runs: dict[str, Run]) -> Claim | None:
+    inside = [runs[name] for name in CLUSTER if name in runs]
+    within = [_cosine(view, a, b) for a, b in combinations(inside, 2)]
+    seeds = view.seed_values("cosine")
+    if not within or not seeds or not all(math.isfinite(x) for x in within):
+        return None
+    return Claim(
+        "Two seeds of one loss are less alike than two losses of the SFT cluster at one seed",
+        "0.07 to 0.36 against 0.967 and more",
+        "pub",
+        f"{fixed(min(seeds))} to {fixed(max(seeds))} against {fixed(min(within))} and more",
+        _verdict(max(seeds) < min(within)),
+    )
+
+
+def _short(view: View, runs: dict[str, Run]) -> Claim | None:
+    norms = {name: view.get("frobenius_norm", runs[name].id).value for name in ALL if name in runs}
+    if "dpo" not in norms or len(norms) < 2 or not all(math.isfinite(x) for x in norms.values()):
+        return None
+    rest = [value for name, value in norms.items() if name != "dpo"]
+    return Claim(
+        "DPO moves the weights least",
+        "13 times shorter than SFT (0.22 against 2.84), at a tenth of the learning rate",
+        "pub; 0.22 chk",
+        f"DPO {short(norms['dpo'])}, the others {short(min(rest))} to {short(max(rest))}",
+        _verdict(norms["dpo"] < min(rest)),
+    )
+
+
+def _spread(view: View, runs: dict[str, Run]) -> Claim | None:
+    if not {"sft", "dpo"} <= runs.keys():
+        return None
+    metrics = ("stable_rank", "participation", "erank_energy", "erank")
+    both = [[view.get(m, runs[n].id, aggregation="module-mean").value for m in metrics] for n in ("dpo", "sft")]
+    if not all(math.isfinite(x) for row in both for x in row):
+        return None
+    higher = [x > y for x, y in zip(*both, strict=True)]
+    mixed = any(higher) and not all(higher)
+    return Claim(
+        "DPO spreads its update over more directions than SFT",
+        "effective rank 24.5 against about 16, formula not given",
+        "pub",
+        f"by {sum(higher)} of 4 definitions; erank {fixed(both[0][3], 1)} against {fixed(both[1][3], 1)}",
+        "undecided" if mixed else _verdict(all(higher)),
+    )
+
+
+def _path(view: View, runs: dict[str, Run]) -> Claim | None:
+    if not {"rift", "dpo"} <= runs.keys():
+        return None
+    ids = {runs["rift"].id, runs["dpo"].id}
+    found = [path for path in view.results.paths if {path["a"], path["b"]} == ids and path["loss"] == "ce_bare"]
+    excess = (found[0].get("excess_midpoint") or {}) if found else {}
+    if excess.get("value") is None or excess.get("low") is None:
+        return None
+    barrier = excess["low"] > 0
+    return Claim(
+        "A sharp barrier stands between RIFT and DPO",
+        "3.82, 7.06, 8.64 nats along the way; over the chord −1.63 and +0.02",
+        "pub; excess chk",
+        f"mid-point over the chord {fixed(excess['value'], 3)} ({fixed(excess['low'], 3)} to {fixed(excess['high'], 3)})",
+        _verdict(barrier),
+    )

@@ -1,0 +1,256 @@
+"""Figures as plotly data: accuracy, norms, paths and training. Colors are names that the page's theme resolves.
+
+A panel holds traces and an axis layout and nothing about fonts, grounds or grids, which belong to the theme. Text is
+passed as ``text``, never inside a template, and escaped, because plotly reads tags and ``%{}`` in labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from limbeck.report.parts import Figure, Panel, Sheet, label_text
+from limbeck.report.tables import LOSSES, column, swatch
+from limbeck.report.view import View
+from limbeck.report.words import bounds, fixed, number, percent, short
+
+MAX_POINTS = 200
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """An axis with its title."""
+    return {"title": {"text": title}, "zeroline": False, **more}
+
+
+def style(view: View, name: str) -> dict[str, Any]:
+    """Line and marker of a run: color and symbol by arm, dotted and open for seeds beyond the first."""
+    color, run = view.color(name), view.by_id.get(name)
+    symbol = SYMBOLS[run.color % len(SYMBOLS)] if run else "diamond-tall"
+    later = run is not None and not run.lead
+    return {
+        "line": {"color": color, "width": 2, "dash": "dot" if later else "solid"},
+        "marker": {"color": color, "symbol": f"{symbol}-open" if later else symbol, "size": 8},
+    }
+
+
+def legend(view: View, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Style class and label of each run, for the legend above a figure."""
+    return [(swatch(view, name), view.label(name)) for name in dict.fromkeys(names)]
+
+
+def forest(view: View) -> Figure:
+    """Accuracy with intervals, one row an entry, the base as a line."""
+    arms = view.scored()
+    rows = list(reversed(arms))
+    data = []
+    for position, arm in enumerate(rows):
+        value, low, high = (number(arm[key]) for key in ("value", "low", "high"))
+        text = f"{view.label(arm['name'])}: {percent(value)} ({bounds(low, high, scale=100)})"
+        data.append(
+            {
+                "type": "scatter", "mode": "markers", "x": column([100 * value]), "y": [position],
+                "error_x": {"type": "data", "symmetric": False, "array": column([100 * (high - value)]),
+                            "arrayminus": column([100 * (value - low)]), "color": view.color(arm["name"]),
+                            "thickness": 2, "width": 0},
+                "text": [label_text(text, 120)], "hoverinfo": "text", **style(view, arm["name"]),
+            }
+        )  # fmt: skip
+    base = view.accuracy("base")
+    shapes = []
+    if base == base:
+        line = {"color": "@muted", "width": 1, "dash": "dash"}
+        shapes = [{"type": "line", "x0": 100 * base, "x1": 100 * base, "y0": 0, "y1": 1, "yref": "paper", "line": line}]
+    labels = [label_text(view.label(arm["name"]), 26) for arm in rows]
+    ticks = {
+        "tickmode": "array",
+        "tickvals": list(range(len(rows))),
+        "ticktext": labels,
+        "range": [-0.6, len(rows) - 0.4],
+    }
+    layout = {
+        "xaxis": axis("right, %"), "yaxis": {**ticks, "zeroline": False, "showgrid": False, "automargin": True},
+        "shapes": shapes, "showlegend": False,
+    }  # fmt: skip
+    sheet_rows = [[a["name"], a["value"], a["low"], a["high"], a.get("method")] for a in arms]
+    return Figure(
+        title="Accuracy with intervals",
+        caption=(
+            "Share of problems right; the dashed line is the base. Overlapping intervals do not mean that two arms are "
+            "equal, because they answered the same problems: the paired tests below decide."
+        ),
+        panels=[Panel("", data, layout)],
+        sheet=Sheet("forest", ["run", "value", "low", "high", "method"], sheet_rows),
+        size=f"rows-{min(24, max(4, 2 * ((len(rows) + 1) // 2)))}",
+    )
+
+
+def norm_accuracy(view: View) -> Figure | None:
+    """Length of the update against accuracy."""
+    data, rows = [], []
+    for run in view.runs:
+        norm = view.get("frobenius_norm", run.id).value
+        norm = norm if norm == norm else number(run.facts["update_norm"])
+        arm = next((a for a in view.scored() if a["name"] == run.id), None)
+        if arm is None or norm != norm:
+            continue
+        value, low, high = (number(arm[key]) for key in ("value", "low", "high"))
+        data.append(
+            {
+                "type": "scatter", "mode": "markers+text", "x": [norm], "y": column([100 * value]),
+                "error_y": {"type": "data", "symmetric": False, "array": column([100 * (high - value)]),
+                            "arrayminus": column([100 * (value - low)]), "color": view.color(run.id),
+                            "thickness": 1.5, "width": 0},
+                "text": [label_text(run.label, 26)], "textposition": "middle right", "hoverinfo": "text",
+                "hovertext": [label_text(f"{run.label}: norm {short(norm)}, {percent(value)}", 120)],
+                **style(view, run.id),
+            }
+        )  # fmt: skip
+        rows.append([run.id, norm, value, low, high])
+    if not rows:
+        return None
+    base = view.accuracy("base")
+    line = {"color": "@muted", "width": 1, "dash": "dash"}
+    at = {"x0": 0, "x1": 1, "xref": "paper", "y0": 100 * base, "y1": 100 * base}
+    widest = max(row[1] for row in rows)
+    layout = {
+        "xaxis": axis("Frobenius norm of the update", range=[0, 1.22 * widest]), "yaxis": axis("right, %"),
+        "shapes": [{"type": "line", **at, "line": line}] if base == base else [], "showlegend": False,
+    }  # fmt: skip
+    return Figure(
+        title="How far each arm went, and what it is worth",
+        caption=(
+            "Length of the update against accuracy, the base as a dashed line at length 0. An arm that stays close to "
+            "the base keeps its accuracy by standing still; only arms of equal length compare objectives here."
+        ),
+        panels=[Panel("", data, layout)],
+        sheet=Sheet("norm_accuracy", ["run", "norm", "accuracy", "low", "high"], rows),
+    )
+
+
+def paths(view: View) -> list[Figure]:
+    """One figure a loss, one panel a path: the loss along the way with its interval, and the chord."""
+    losses = list(dict.fromkeys(path["loss"] for path in view.results.paths))
+    return [_paths_of(view, loss) for loss in losses]
+
+
+def _paths_of(view: View, loss: str) -> Figure:
+    chosen = [path for path in view.results.paths if path["loss"] == loss]
+    accuracy = loss == "accuracy"
+    scale = 100 if accuracy else 1
+    ends = [scale * x for p in chosen for key in ("low", "high") for x in column(p[key]) if x is not None]
+    pad = 0.06 * (max(ends) - min(ends) or 1) if ends else 0
+    span = [min(ends) - pad, max(ends) + pad] if ends else None
+    panels, rows = [], []
+    for path in chosen:
+        panels.append(_path_panel(view, path, scale, span))
+        points = zip(path["alphas"], path["mean"], path["low"], path["high"], strict=True)
+        rows += [[path["a"], path["b"], bool(path.get("null")), *point] for point in points]
+    unit = "%" if accuracy else str(chosen[0].get("unit") or "nats")
+    return Figure(
+        title=f"Along the straight path: {LOSSES.get(loss, loss)}, {unit}",
+        caption=(
+            "Loss at mixtures of two updates, from one end (0) to the other (1), with its interval over problems; the "
+            "dashed line is the chord. A curve above its chord is a barrier only if the interval at the mid-point says "
+            "so; the bare-answer loss also moves with style and length, not with skill alone."
+            if not accuracy
+            else "Share right at mixtures of two updates, with its interval over problems; the dashed line is the chord. "
+            "Below the chord is worse. A flat curve says that the two ends are joined at this resolution, no more."
+        ),
+        panels=panels,
+        sheet=Sheet(
+            f"path_{LOSS_SLUGS.get(loss, 'other')}", ["a", "b", "seed_pair", "alpha", "mean", "low", "high"], rows
+        ),
+        size="small",
+    )
+
+
+LOSS_SLUGS = {name: name for name in LOSSES}
+
+
+def _path_panel(view: View, path: dict[str, Any], scale: float, span: list[float] | None) -> Panel:
+    low, mean, high = ([None if x is None else scale * x for x in column(path[k])] for k in ("low", "mean", "high"))
+    color = view.color(path["b"] if path["b"] != "base" else path["a"])
+    alphas = column(path["alphas"])
+    ends = [mean[0], mean[-1]] if mean else []
+    text = [f"{fixed(number(a), 2)}: {short(number(m))}" for a, m in zip(alphas, mean, strict=True)]
+    data = [
+        {"type": "scatter", "mode": "lines", "x": alphas, "y": low, "line": {"width": 0}, "hoverinfo": "skip"},
+        {"type": "scatter", "mode": "lines", "x": alphas, "y": high, "line": {"width": 0}, "fill": "tonexty",
+         "fillcolor": "@shade", "hoverinfo": "skip"},
+        {"type": "scatter", "mode": "lines", "x": [0, 1], "y": ends, "hoverinfo": "skip",
+         "line": {"color": "@muted", "width": 1, "dash": "dash"}},
+        {"type": "scatter", "mode": "lines+markers", "x": alphas, "y": mean, "text": text, "hoverinfo": "text",
+         "line": {"color": color, "width": 2}, "marker": {"color": color, "size": 6}},
+    ]  # fmt: skip
+    tail = " (two seeds)" if path.get("null") else ""
+    layout = {
+        "xaxis": {"tickvals": [0, 0.5, 1], "range": [-0.04, 1.04], "zeroline": False},
+        "yaxis": {"zeroline": False, "nticks": 5, **({"range": span} if span else {})},
+        "showlegend": False,
+    }
+    return Panel(f"{view.label(path['a'])} → {view.label(path['b'])}{tail}", data, layout)
+
+
+_CURVES = (
+    ("nll", "NLL of the scored tokens, nats"),
+    ("entropy", "entropy, nats"),
+    ("update_norm", "norm of the update"),
+    ("grad_norm", "gradient norm"),
+    ("loss", "the arm's own loss"),
+)
+
+
+def training(view: View) -> Figure | None:
+    """What the optimizer saw, thinned to a few hundred points a run."""
+    runs = [run for run in view.runs if view.results.training.get(run.id)]
+    panels, rows, thinned = [], [], False
+    for key, title in _CURVES:
+        data = []
+        for run in runs:
+            curve = [r for r in view.results.training[run.id] if r.get(key) is not None]
+            kept = thin(curve)
+            thinned = thinned or len(kept) < len(curve)
+            if kept:
+                data.append(
+                    {
+                        "type": "scatter", "mode": "lines", "x": column([r.get("step") for r in kept]),
+                        "y": column([r[key] for r in kept]), "hoverinfo": "text",
+                        "text": [label_text(f"{run.label}, step {r.get('step')}: {short(number(r[key]))}") for r in kept],
+                        "line": {**style(view, run.id)["line"], "width": 1.5},
+                    }
+                )  # fmt: skip
+        if data:
+            layout = {"xaxis": axis("step"), "yaxis": {"zeroline": False, "nticks": 5}, "showlegend": False}
+            panels.append(Panel(title, data, layout))
+    if not panels:
+        return None
+    keys = [key for key, _ in _CURVES]
+    for run in runs:
+        rows += [
+            [run.id, r.get("step"), r.get("learning_rate"), *(r.get(k) for k in keys)]
+            for r in view.results.training[run.id]
+        ]
+    note = f" Curves are thinned to {MAX_POINTS} points; the CSV holds every step." if thinned else ""
+    return Figure(
+        title="Training",
+        caption=(
+            "Arms minimize different things: their own losses cannot be compared with each other, the NLL can, on the "
+            f"rows that each was given. Dotted lines are further seeds.{note}"
+        ),
+        panels=panels,
+        sheet=Sheet("training", ["run", "step", "learning_rate", *keys], rows),
+        size="small",
+        legend=legend(view, [run.id for run in runs]),
+    )
+
+
+def thin(curve: Sequence[Any], limit: int = MAX_POINTS) -> list[Any]:
+    """At most ``limit`` evenly spaced entries, first and last among them.
+
+    >>> thin(range(10), 4)
+    [0, 3, 6, 9]
+    """
+    if len(curve) <= limit:
+        return list(curve)
+    return [curve[round(i * (len(curve) - 1) / (limit - 1))] for i in range(limit)]

@@ -1,0 +1,131 @@
+"""A results folder as plain values. Reads only; what is absent is empty, what is malformed is refused with its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from limbeck.errors import DataError, FolderError
+from limbeck.folders import read_json
+from limbeck.types import MEASUREMENT_COLUMNS, Measurement, Null
+
+RUN_KEYS = (
+    "run", "arm", "seed", "init_seed", "objective", "normalizer", "credit", "selection", "learning_rate", "items",
+    "rows", "right_share", "steps", "epochs", "update_norm", "rollouts_digest", "init_digest", "adapter_digest",
+    "seconds", "stop_norm", "pair_rule", "final_nll", "role", "knobs",
+)  # fmt: skip
+FILES = (
+    "study.json", "arms.json", "comparison.json", "measurements.parquet", "paths.json", "training.json",
+    "rollouts.json", "samples.json", "provenance.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """Everything a study wrote, as read; an absent file is an empty value and listed in ``missing``."""
+
+    study: dict[str, Any]
+    arms: list[dict[str, Any]]
+    comparison: dict[str, Any]
+    measurements: list[Measurement]
+    paths: list[dict[str, Any]]
+    training: dict[str, list[dict[str, Any]]]
+    rollouts: dict[str, Any]
+    samples: list[dict[str, Any]]
+    provenance: dict[str, Any]
+    missing: tuple[str, ...]
+
+
+def load(folder: Path | str) -> Results:
+    """Read a results folder.
+
+    Raises:
+        FolderError: there is no such folder, or none of the files of a study is in it.
+        DataError: a file is not what its name promises.
+    """
+    folder = Path(folder)
+    present = [name for name in FILES if (folder / name).is_file()]
+    if not present:
+        raise FolderError(
+            f"a results folder must hold study.json and what a study writes beside it, received {folder} with none of "
+            "them. Point to the folder that the study wrote."
+        )
+    missing = tuple(name for name in FILES if name not in present)
+    study = {"name": folder.name, "question": "", "seeds": [], "arms": [], "config": {}}
+    runs = _records(folder / "arms.json", ("run", "arm"))
+    return Results(
+        study=study | _mapping(folder / "study.json"),
+        arms=[dict.fromkeys(RUN_KEYS) | run for run in runs],
+        comparison=_comparison(folder / "comparison.json"),
+        measurements=_measurements(folder / "measurements.parquet"),
+        paths=_records(folder / "paths.json", ("a", "b", "loss", "alphas", "mean", "low", "high")),
+        training=_mapping(folder / "training.json"),
+        rollouts=_mapping(folder / "rollouts.json"),
+        samples=_records(folder / "samples.json", ("problem_id", "prompt", "answer", "responses")),
+        provenance=_mapping(folder / "provenance.json"),
+        missing=missing,
+    )
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    value = read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object, received a {type(value).__name__}. Write it again.")
+    return value
+
+
+def _records(path: Path, required: Sequence[str]) -> list[dict[str, Any]]:
+    value = read_json(path) if path.is_file() else []
+    if not isinstance(value, list):
+        raise DataError(f"{path} must hold a JSON list, received a {type(value).__name__}. Write it again.")
+    return _checked(path, value, required)
+
+
+def _checked(path: Path, records: Sequence[Any], required: Sequence[str]) -> list[dict[str, Any]]:
+    for index, record in enumerate(records):
+        lacks = [key for key in required if not isinstance(record, dict) or key not in record]
+        if lacks:
+            raise DataError(
+                f"{path}: every entry needs {', '.join(required)}; received entry {index} without {', '.join(lacks)}. "
+                "Write it again with this version."
+            )
+    return list(records)
+
+
+def _comparison(path: Path) -> dict[str, Any]:
+    value = _mapping(path)
+    if not value:
+        return {}
+    return value | {
+        "arms": _checked(path, value.get("arms", []), ("name", "value", "low", "high")),
+        "pairs": _checked(path, value.get("pairs", []), ("a", "b", "difference", "low", "high", "p", "p_holm")),
+    }
+
+
+def _measurements(path: Path) -> list[Measurement]:
+    """All rows but those of single modules: a study of many arms has millions of these, and no figure draws them."""
+    if not path.is_file():
+        return []
+    try:
+        columns = tuple(pq.read_schema(path).names)
+        if columns != MEASUREMENT_COLUMNS:
+            raise DataError(
+                f"{path} must have the columns {', '.join(MEASUREMENT_COLUMNS)}, received {', '.join(columns)}. "
+                "Measure again with this version."
+            )
+        table = pq.read_table(path, filters=[("aggregation", "!=", "module")])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} must be a Parquet file of measurements, received {error}. Measure again.") from error
+    plain = [f.name for f in fields(Measurement) if f.name != "null"]
+    return [
+        Measurement(
+            null=Null(id=row["null_id"], mean=row["null_mean"], q05=row["null_q05"], q95=row["null_q95"]),
+            **{name: row[name] for name in plain},
+        )
+        for row in table.to_pylist()
+    ]

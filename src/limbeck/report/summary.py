@@ -1,0 +1,204 @@
+"""The first screen: sentences made from numbers, by rules that are written here and tested.
+
+Every function takes plain values and returns sentences; none reads a file. A difference is called only when its
+Holm-corrected p-value is below alpha; anything else is "not decided", with what the test could have called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from limbeck.report.words import bounds, count, fixed, listed, p_value, percent, points
+
+
+class Verdict(NamedTuple):
+    """One arm against one other: a paired difference with its interval, corrected p and smallest callable gap."""
+
+    label: str
+    difference: float
+    low: float
+    high: float
+    p_holm: float
+    smallest_callable: float
+
+
+class Sentence(NamedTuple):
+    """A sentence and what it speaks of: "answer", "limit", "geometry", "path" or "published"."""
+
+    about: str
+    text: str
+
+
+def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) -> list[Sentence]:
+    """Who is above, below and undecided against one other; at most three sentences.
+
+    >>> one = Verdict("DPO", 0.05, 0.02, 0.08, 0.004, 0.03)
+    >>> against("base", [one], alpha=0.05, n=500)[0].text
+    'Better than base: DPO (+5.0 points, 95 % interval 2.0 to 8.0, Holm p = 0.004).'
+    """
+    if not verdicts:
+        return []
+    called = [v for v in verdicts if v.p_holm < alpha]
+    open_ = [v for v in verdicts if not v.p_holm < alpha]
+    up = sorted((v for v in called if v.difference > 0), key=lambda v: -v.difference)
+    down = sorted((v for v in called if v.difference <= 0), key=lambda v: v.difference)
+    out = [
+        Sentence("answer", f"{word} than {other}: {'; '.join(_with_interval(v, alpha) for v in group)}.")
+        for word, group in (("Better", up), ("Worse", down))
+        if group
+    ]
+    if not called:
+        out.append(Sentence("answer", f"No arm differs from {other} by a test corrected for all pairs."))
+    return out + ([_undecided(other, open_, n)] if open_ else [])
+
+
+def _with_interval(v: Verdict, alpha: float) -> str:
+    level = f"{100 * (1 - alpha):g} % interval {bounds(v.low, v.high, scale=100)}"
+    return f"{v.label} ({points(v.difference)}, {level}, Holm {p_value(v.p_holm)})"
+
+
+def _undecided(other: str, verdicts: Sequence[Verdict], n: int) -> Sentence:
+    who = "; ".join(f"{v.label} ({points(v.difference)}, Holm {p_value(v.p_holm)})" for v in verdicts)
+    gaps = [v.smallest_callable for v in verdicts if math.isfinite(v.smallest_callable)]
+    if not gaps:
+        power = "No difference at all could have been called with so few problems on which they disagree."
+    elif min(gaps) == max(gaps):
+        power = f"The smallest difference that this test could have called alone is {points(gaps[0], signed=False)}."
+    else:
+        reach = f"{fixed(100 * min(gaps), 1)} to {points(max(gaps), signed=False)}"
+        power = f"The smallest difference that a single such test could have called is {reach}, by pair."
+    return Sentence("limit", f"Not decided against {other} on {count(n, 'problem')}: {who}. {power}")
+
+
+def ends(base: float, teacher: float) -> list[Sentence]:
+    """Where base and teacher stand.
+
+    >>> ends(0.412, 0.93)[0].text
+    'Base answers 41.2 % right, the teacher 93.0 %.'
+    """
+    if not math.isfinite(base):
+        return [Sentence("limit", "The base was not scored, so no arm can be said to have gained or lost by training.")]
+    teacher_part = f", the teacher {percent(teacher)}" if math.isfinite(teacher) else ""
+    return [Sentence("answer", f"Base answers {percent(base)} right{teacher_part}.")]
+
+
+def training_variance(seeds: int) -> list[Sentence]:
+    """What the number of seeds allows to say.
+
+    >>> training_variance(1)[0].text
+    'One seed: no claim about training variance.'
+    """
+    if seeds < 1:
+        return []
+    if seeds == 1:
+        return [Sentence("limit", "One seed: no claim about training variance.")]
+    text = (
+        f"{seeds} seeds an arm: accuracies are compared at the first seed, over problems; "
+        "the other seeds show the spread of training."
+    )
+    return [Sentence("limit", text)]
+
+
+class Closeness(NamedTuple):
+    """Stacked cosine of one arm with the reference, and the half width of its N-ROT band."""
+
+    label: str
+    cosine: float
+    half_band: float
+
+
+def cosines(reference: str, arms: Sequence[Closeness], seed_null: Sequence[float]) -> list[Sentence]:
+    """How the updates relate to the reference's, beside two seeds of one objective and beside random rotation.
+
+    >>> arms = [Closeness("RFT", 0.97, 0.01), Closeness("DPO", 0.06, 0.02)]
+    >>> [s.text for s in cosines("SFT", arms, [0.4])][1]
+    'Two seeds of one objective reach 0.40: closer than that to SFT is RFT; further apart is DPO.'
+    """
+    known = sorted((a for a in arms if math.isfinite(a.cosine)), key=lambda a: -a.cosine)
+    if not known:
+        return []
+    each = ", ".join(f"{a.label} {fixed(a.cosine)}" for a in known)
+    out = [Sentence("geometry", f"Cosine of the whole update with that of {reference}: {each}.")]
+    out.append(_beside_seeds(reference, known, seed_null))
+    bands = [a for a in known if math.isfinite(a.half_band)]
+    if bands:
+        inside = [a.label for a in bands if abs(a.cosine) <= a.half_band]
+        width = fixed(max(a.half_band for a in bands), 3)
+        tail = f"inside it: {listed(inside)}" if inside else "every arm lies outside it"
+        out.append(Sentence("geometry", f"Randomly turned updates (N-ROT) stay within ±{width} of 0; {tail}."))
+    return out
+
+
+def _beside_seeds(reference: str, arms: Sequence[Closeness], seed_null: Sequence[float]) -> Sentence:
+    if not seed_null:
+        text = "No objective was run at two seeds, so no cosine can be told from what another seed alone would give."
+        return Sentence("limit", text)
+    low, high = min(seed_null), max(seed_null)
+    reach = fixed(low) if low == high else f"{fixed(low)} to {fixed(high)}"
+    parts = []
+    for words, group in (
+        ("closer than that to", [a.label for a in arms if a.cosine > high]),
+        ("no different from that to", [a.label for a in arms if low <= a.cosine <= high]),
+        ("further apart", [a.label for a in arms if a.cosine < low]),
+    ):
+        if group:
+            target = f" {reference}" if words.endswith("to") else ""
+            parts.append(f"{words}{target} {'is' if len(group) == 1 else 'are'} {listed(group)}")
+    return Sentence("geometry", f"Two seeds of one objective reach {reach}: {'; '.join(parts)}.")
+
+
+class Excess(NamedTuple):
+    """The mid-point of one path over its chord, positive is worse, with its interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    worse_than_ends: bool
+    null: bool
+
+
+def barriers(loss: str, paths: Sequence[Excess]) -> list[Sentence]:
+    """Whether the mid-points of the paths lie above their chords, and whether any path is worse than its worse end.
+
+    >>> barriers("accuracy", [Excess("SFT to DPO", -0.01, -0.03, 0.01, False, False)])[0].text
+    'No barrier on accuracy: of 1 path, no mid-point is worse than the chord between its ends.'
+    """
+    real = [p for p in paths if not p.null and math.isfinite(p.value)]
+    if not real:
+        return []
+    above = [p for p in real if p.low > 0]
+    over = [p.label for p in real if p.worse_than_ends]
+    total = count(len(real), "path")
+    if not above:
+        tail = "" if not over else f" Somewhere along its way {listed(over)} passes a point worse than both its ends."
+        text = f"No barrier on {loss}: of {total}, no mid-point is worse than the chord between its ends.{tail}"
+        return [Sentence("path", text)]
+    nulls = [p.value for p in paths if p.null and math.isfinite(p.value)]
+    beyond = [p.label for p in above if not nulls or p.low > max(nulls)]
+    what = listed([f"{p.label} ({fixed(p.value, 3)}, {bounds(p.low, p.high, 3)})" for p in above])
+    text = f"Barrier on {loss} on {len(above)} of {total}: {what}."
+    if nulls:
+        text += f" Between two seeds it is {fixed(max(nulls), 3)}; beyond that: {listed(beyond) or 'none'}."
+    over_text = f" Worse than both ends: {listed(over)}." if over else " No path is worse than its worse end."
+    return [Sentence("path", text + over_text)]
+
+
+def published(verdicts: Sequence[tuple[str, str]]) -> list[Sentence]:
+    """What of a published pattern came out again, what did not, and what could not be tested.
+
+    >>> published([("DPO is best", "not reproduced")])[0].text
+    'Published in arXiv 2606.23740 and NOT reproduced here: DPO is best.'
+    """
+    out = []
+    for verdict, words in (
+        ("not reproduced", "and NOT reproduced here"),
+        ("undecided", "and not decided here"),
+        ("reproduced", "and reproduced here"),
+    ):
+        group = [text for text, found in verdicts if found == verdict]
+        if group:
+            out.append(Sentence("published", f"Published in arXiv 2606.23740 {words}: {'; '.join(group)}."))
+    return out

@@ -1,0 +1,298 @@
+"""Tables of the report: each returns rounded cells for the eye and the same numbers unrounded for its CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from limbeck.report.parts import Cell, Sheet, Table
+from limbeck.report.view import Pair, Run, View, band
+from limbeck.report.words import NONE, bounds, fixed, number, p_value, percent, short
+from limbeck.types import Measurement
+
+RANKS = ("stable_rank", "participation", "erank_energy", "erank")
+
+
+def name_cell(view: View, name: str) -> Cell:
+    """A run with the swatch of its arm's color; base and teacher in ink."""
+    run = view.by_id.get(name)
+    role = run.role if run is not None and run.role != "method" else ""
+    return Cell(view.label(name), view.label(name), note=role, tone=swatch(view, name))
+
+
+def swatch(view: View, name: str) -> str:
+    """The style class that sets a run's mark before its name: hue and shape by arm, open for further seeds."""
+    run = view.by_id.get(name)
+    if run is None:
+        return "swatch-teacher" if name == "teacher" else "swatch-base"
+    return f"swatch-{run.color}" + ("" if run.lead else " later")
+
+
+def accuracy(view: View) -> Table:
+    """Accuracy of every entry with its interval, and its paired difference to the base and to the reference."""
+    reference = view.reference
+    held = [name for name in ("base", reference.id if reference else "") if name]
+    rows, raw = [], []
+    for arm in view.scored():
+        name, n = arm["name"], int(arm.get("n") or view.results.comparison.get("n") or 0)
+        value, low, high = (number(arm[key]) for key in ("value", "low", "high"))
+        pairs = [view.pair(name, other) for other in held]
+        rows.append(
+            [
+                name_cell(view, name),
+                Cell(percent(value), value, tone="strong"),
+                Cell(bounds(low, high, scale=100), low),
+                Cell(f"{int(number(arm['correct']))} / {n}" if arm.get("correct") is not None else NONE, value),
+                *(cell for pair in pairs for cell in _pair_cells(pair, view.alpha)),
+            ]
+        )
+        numbers = [x for p in pairs for x in ((p.difference, p.low, p.high, p.p, p.p_holm) if p else (None,) * 5)]
+        raw.append([name, value, low, high, arm.get("correct"), n, arm.get("method"), *numbers])
+    labels = [view.label(name) for name in held]
+    columns = [f"{what}_vs_{key}" for key in ("base", "reference")[: len(held)] for what in _PAIR_COLUMNS]
+    level = f"{100 * (1 - view.alpha):g}"
+    return Table(
+        title="Accuracy",
+        caption=(
+            f"Share of problems right with its {level} % interval, and the paired difference in points to "
+            f"{' and to '.join(labels)}. The interval of an arm speaks of other problems of this kind, not of another "
+            "seed; two arms are told apart by the paired test, not by whether their intervals overlap."
+        ),
+        head=[
+            "arm", "right, %", f"{level} % interval", "count",
+            *(text for label in labels for text in (f"to {label}, points", "interval", "Holm p")),
+        ],
+        rows=rows,
+        sheet=Sheet("accuracy", ["run", "value", "low", "high", "correct", "n", "method", *columns], raw),
+    )  # fmt: skip
+
+
+_PAIR_COLUMNS = ("difference", "low", "high", "p", "p_holm")
+
+
+def _pair_cells(pair: Pair | None, alpha: float) -> list[Cell]:
+    if pair is None:
+        return [Cell(), Cell(), Cell()]
+    called = pair.p_holm < alpha
+    tone = "" if not called else "up" if pair.difference > 0 else "down"
+    plus = "+" if round(100 * pair.difference, 1) > 0 else ""
+    return [
+        Cell(f"{plus}{fixed(100 * pair.difference, 1)}", pair.difference, tone=tone),
+        Cell(bounds(pair.low, pair.high, scale=100), pair.low),
+        Cell(p_value(pair.p_holm).removeprefix("p ").removeprefix("= "), pair.p_holm),
+    ]
+
+
+def recipes(view: View) -> Table:
+    """What each run was trained on and how; where arms differ besides their objective, it shows here."""
+    rows, raw = [], []
+    keys = ("learning_rate", "steps", "items", "rows", "epochs", "right_share")
+    texts = ("objective", "normalizer", "credit", "selection", "pair_rule")
+    for run in view.runs:
+        f = run.facts
+        cells = [Cell(str(f[key] or NONE), str(f[key] or "")) for key in texts]
+        values = [number(f[key]) for key in keys]
+        shown = [short(v) if key != "right_share" else percent(v, 0) for key, v in zip(keys, values, strict=True)]
+        rows.append(
+            [
+                name_cell(view, run.id),
+                *cells,
+                *(Cell(s, v) for s, v in zip(shown, values, strict=True)),
+                Cell(short(number(f["final_nll"])), number(f["final_nll"])),
+                Cell(short(number(f["seconds"])), number(f["seconds"])),
+            ]
+        )
+        raw.append([run.id, run.seed, run.role, *(f[k] for k in (*texts, *keys, "final_nll", "seconds", "stop_norm"))])
+    return Table(
+        title="What each arm was given",
+        caption=(
+            "All arms share the rollouts, the base and the initial factors unless a row says otherwise. An arm with "
+            "another learning rate, number of rows or of passes differs by more than its objective."
+        ),
+        head=[
+            "arm", "objective", "normalizer", "credit", "selection", "pair rule", "learning rate", "steps", "items",
+            "rows", "epochs", "right, %", "last NLL, nats", "seconds",
+        ],
+        rows=rows,
+        sheet=Sheet("arms", ["run", "seed", "role", *texts, *keys, "final_nll", "seconds", "stop_norm"], raw),
+        words=6,
+    )  # fmt: skip
+
+
+def _measured(row: Measurement, digits: int, *, null_digits: int | None = None) -> Cell:
+    """Value above, chance below."""
+    note = row.reason.replace("_", " ") if not math.isfinite(row.value) else ""
+    if math.isfinite(row.null.mean):
+        note = f"chance {fixed(row.null.mean, digits if null_digits is None else null_digits)}"
+    return Cell(fixed(row.value, digits), row.value, note=note)
+
+
+def pairs_for_tables(view: View) -> list[tuple[Run, Run, bool]]:
+    """Lead pairs, those with the reference first, then the seed pairs, which are marked."""
+    ref = view.reference
+    pairs = sorted(view.lead_pairs(), key=lambda pair: ref not in pair)
+    seeds = {(a.id, b.id) for a, b in view.seed_pairs}
+    plain = [(a, b, False) for a, b in pairs if (a.id, b.id) not in seeds]
+    return plain + [(a, b, True) for a, b in view.seed_pairs]
+
+
+def pair_cell(a: Run, b: Run, seed: bool) -> Cell:
+    """Both names, and whether the pair is there to show what a seed alone does."""
+    text = f"{a.label} · {b.label}"
+    return Cell(text, text, note="two seeds of one recipe" if seed else "", tone="null" if seed else "")
+
+
+def cosines(view: View) -> Table:
+    """Stacked cosine and orthogonal fractions of every pair."""
+    rows, raw = [], []
+    for a, b, seed in pairs_for_tables(view):
+        cosine = view.get("cosine", a.id, b.id)
+        norms = [view.directed("orthogonal_norm_fraction", *who) for who in ((a.id, b.id), (b.id, a.id))]
+        energies = [view.directed("orthogonal_energy_fraction", *who) for who in ((a.id, b.id), (b.id, a.id))]
+        low, high = band(cosine.null)
+        rows.append(
+            [
+                pair_cell(a, b, seed),
+                Cell(fixed(cosine.value, 3), cosine.value, note=_why(cosine)),
+                Cell(bounds(low, high, 3), high),
+                *(Cell(fixed(row.value, 2), row.value) for row in (*norms, *energies)),
+            ]
+        )
+        values = [row.value for row in (cosine, *norms, *energies)]
+        raw.append([a.id, b.id, seed, *values, cosine.null.id, low, high, cosine.reason])
+    return Table(
+        title="Direction of the updates",
+        caption=(
+            "Cosine of two whole updates, the band in which randomly turned ones (N-ROT) fall, and the share of each "
+            "update that is orthogonal to the other, as norm and as energy. A cosine mixes the objective with the "
+            "learning rate and the seed: only rows beyond the marked seed pairs speak of the objective."
+        ),
+        head=[
+            "pair", "cosine", "N-ROT 5–95 %", "orthogonal, norm, 1st", "norm, 2nd", "energy, 1st", "energy, 2nd",
+        ],
+        rows=rows,
+        sheet=Sheet(
+            "cosines",
+            ["a", "b", "seed_pair", "cosine", "orthogonal_norm_a_to_b", "orthogonal_norm_b_to_a",
+             "orthogonal_energy_a_to_b", "orthogonal_energy_b_to_a", "null_id", "null_q05", "null_q95", "reason"],
+            raw,
+        ),
+    )  # fmt: skip
+
+
+def _why(row: Measurement) -> str:
+    return row.reason.replace("_", " ")
+
+
+def angles(view: View) -> Table:
+    """Principal angles of both sides and overlap of the leading directions, chance under each number."""
+    k = view.angle_k
+    rows, raw = [], []
+    for a, b, seed in pairs_for_tables(view):
+        found = [
+            view.get(f"principal_angle_{which}", a.id, b.id, aggregation="module-median", side=side, k=k)
+            for side in ("left", "right")
+            for which in ("smallest", "median", "largest")
+        ]
+        leading = [
+            view.get("leading_overlap", a.id, b.id, aggregation="module-mean", side=side, k=1)
+            for side in ("left", "right")
+        ]
+        cells = [_measured(row, 1) for row in found] + [_measured(row, 2) for row in leading]
+        rows.append([pair_cell(a, b, seed), *cells])
+        raw.append([a.id, b.id, seed, *(x for row in (*found, *leading) for x in (row.value, row.null.mean))])
+    which = [f"{side}_{what}" for side in ("left", "right") for what in ("smallest", "median", "largest")]
+    columns = [text for name in (*which, "u1", "v1") for text in (name, f"{name}_null")]
+    return Table(
+        title=f"Principal angles of the {k} leading directions, degrees",
+        caption=(
+            f"Median over modules of the angles between the {k}-dimensional leading subspaces, output (left) and input "
+            "(right) side, and mean overlap of the first directions u1 and v1. The largest angle is near 90 for any "
+            "unrelated pair, so it cannot show that two arms are apart; the smallest can. On the input side arms share "
+            "their initial factors, so chance is what is printed under the number, not 90."
+        ),
+        head=["pair", "left smallest", "left median", "left largest", "right smallest", "right median",
+              "right largest", "u1 overlap", "v1 overlap"],
+        rows=rows,
+        sheet=Sheet("angles", ["a", "b", "seed_pair", *columns], raw),
+    )  # fmt: skip
+
+
+def spectra(view: View) -> Table:
+    """Length of each update and over how many directions it spreads, by four definitions."""
+    rows, raw = [], []
+    for run in view.runs:
+        norm = view.get("frobenius_norm", run.id).value
+        ranks = [view.get(metric, run.id, aggregation="module-mean") for metric in RANKS]
+        cells = [_measured(row, 1) for row in ranks]
+        rows.append([name_cell(view, run.id), Cell(short(norm), norm), *cells])
+        raw.append([run.id, norm, *(x for row in ranks for x in (row.value, row.null.mean))])
+    return Table(
+        title="Length and rank",
+        caption=(
+            "Frobenius norm of the whole update and the mean over modules of four ranks. Chance is that of random "
+            "factors of the same shapes. A rank is read beside the norm: short updates, as from a small learning rate "
+            "or few steps, have other ranks without any help of the objective."
+        ),
+        head=["arm", "norm", "stable rank", "participation", "exp entropy of energy", "exp entropy of values"],
+        rows=rows,
+        sheet=Sheet("spectra", ["run", "norm", *(t for m in RANKS for t in (m, f"{m}_null"))], raw),
+    )
+
+
+def barriers(view: View) -> Table:
+    """Mid-point excess over the chord and the largest excess, by path and loss."""
+    rows, raw = [], []
+    for path in view.results.paths:
+        middle, most = path.get("excess_midpoint") or {}, path.get("barrier") or {}
+        low, high = number(middle.get("low")), number(middle.get("high"))
+        text = f"{view.label(path['a'])} → {view.label(path['b'])}"
+        above = low > 0
+        rows.append(
+            [
+                Cell(text, text, note="two seeds of one recipe" if path.get("null") else "",
+                     tone="null" if path.get("null") else ""),
+                Cell(LOSSES.get(path["loss"], str(path["loss"])), path["loss"]),
+                Cell(fixed(number(middle.get("value")), 3), number(middle.get("value")), tone="down" if above else "",
+                     note=str(middle.get("reason") or "").replace("_", " ")),
+                Cell(bounds(low, high, 3), low),
+                Cell(fixed(number(most.get("value")), 3), number(most.get("value"))),
+                Cell(bounds(number(most.get("low")), number(most.get("high")), 3), number(most.get("low"))),
+                Cell("yes" if path.get("worse_than_ends") else "no", str(bool(path.get("worse_than_ends")))),
+            ]
+        )  # fmt: skip
+        numbers = [part.get(key) for part in (middle, most) for key in ("value", "low", "high")]
+        extra = [path.get("unit"), *numbers, middle.get("method"), middle.get("n"), bool(path.get("worse_than_ends"))]
+        raw.append([path["a"], path["b"], path["loss"], *extra, bool(path.get("null"))])
+    columns = [f"{part}{end}" for part in ("midpoint", "barrier") for end in ("", "_low", "_high")]
+    return Table(
+        title="Barriers",
+        caption=(
+            "Excess of the loss over the straight line between its ends; positive is worse, for accuracy too. The "
+            "mid-point is fixed in advance and is the number to read; the largest excess is biased upwards because it "
+            "is picked. A path can be monotone and still lie above its chord."
+        ),
+        head=["path", "loss", "mid-point", "interval", "largest", "interval", "worse than both ends"],
+        rows=rows,
+        sheet=Sheet(
+            "barriers", ["a", "b", "loss", "unit", *columns, "method", "n", "worse_than_ends", "seed_pair"], raw
+        ),
+        words=2,
+    )
+
+
+LOSSES = {
+    "ce_bare": "cross-entropy of the bare answer",
+    "ce_cot": "cross-entropy after a fixed solution",
+    "accuracy": "accuracy",
+}
+
+
+def column(values: Sequence[object]) -> list[float | None]:
+    """Numbers for plotly: what is not finite becomes null, which it leaves out.
+
+    >>> column([1, None, float("nan")])
+    [1.0, None, None]
+    """
+    found = [number(value) for value in values]
+    return [value if math.isfinite(value) else None for value in found]

@@ -1,0 +1,110 @@
+"""Numbers as they stand in a sentence or a table cell: one style for signs, units, p-values and lists."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+NONE = "–"
+MINUS = "\u2212"
+
+
+def number(value: object) -> float:
+    """A JSON number as a float; null, text and booleans are NaN.
+
+    >>> number(2), number(None), number("x")
+    (2.0, nan, nan)
+    """
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    """Fixed digits with a true minus; a dash where there is no number.
+
+    >>> fixed(-0.0312), fixed(math.nan), fixed(-0.001)
+    ('−0.03', '–', '0.00')
+    """
+    if not math.isfinite(value):
+        return NONE
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+def short(value: float) -> str:
+    """Three significant digits, powers of ten where plain digits would be long.
+
+    >>> short(0.00031), short(2.8413), short(51234.0), short(0.0)
+    ('3.10e−4', '2.84', '51 234', '0')
+    """
+    if not math.isfinite(value):
+        return NONE
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}".replace(",", "\u202f" if size >= 1e7 else " ").replace("-", MINUS)
+    if size < 0.001:
+        digits, power = f"{value:.2e}".split("e")
+        return f"{digits}e{int(power)}".replace("-", MINUS)
+    return f"{value:.3g}".replace("-", MINUS)
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction as a percentage.
+
+    >>> percent(0.8731)
+    '87.3 %'
+    """
+    return f"{fixed(100 * value, digits)} %" if math.isfinite(value) else NONE
+
+
+def points(value: float, *, signed: bool = True) -> str:
+    """A difference of fractions in percentage points.
+
+    >>> points(0.042), points(-0.01), points(0.042, signed=False)
+    ('+4.2 points', '−1.0 points', '4.2 points')
+    """
+    if not math.isfinite(value):
+        return NONE
+    sign = "+" if signed and round(100 * value, 1) > 0 else ""
+    return f"{sign}{fixed(100 * value, 1)} points"
+
+
+def bounds(low: float, high: float, digits: int = 1, scale: float = 1.0) -> str:
+    """The ends of an interval.
+
+    >>> bounds(-0.012, 0.03, scale=100)
+    '−1.2 to 3.0'
+    """
+    return f"{fixed(scale * low, digits)} to {fixed(scale * high, digits)}" if math.isfinite(low + high) else NONE
+
+
+def p_value(p: float) -> str:
+    """With its relation sign.
+
+    >>> p_value(0.0123), p_value(1e-9), p_value(1.0)
+    ('p = 0.012', 'p < 0.001', 'p = 1')
+    """
+    if not math.isfinite(p):
+        return f"p {NONE}"
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {1 if p > 0.9995 else format(p, '.2g')}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words with commas and a last "and".
+
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def count(n: int, word: str) -> str:
+    """A number with its noun.
+
+    >>> count(1, "pair"), count(3, "pair")
+    ('1 pair', '3 pairs')
+    """
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
