@@ -26,11 +26,11 @@ class Config(BaseModel):
 class LoraConfig(Config):
     """The adapter that every arm of a study shares."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """Rank of each adapter."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """Numerator of the scale alpha / rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of dropping an adapter input; 0 is off."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Last names of the linear modules that get an adapter."""
@@ -41,41 +41,41 @@ class TrainConfig(Config):
 
     objective: str = "sft"
     """A name from `limbeck objectives`."""
-    knobs: dict[str, float | int | str | bool] = {}
+    knobs: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """The objective's own settings; `limbeck objectives NAME` lists them."""
     selection: Literal["all", "correct", "distinct"] = "all"
     """Which rollouts are trained on: all, those with reward 1 (RFT), or those without duplicates."""
     pairs: Literal["one_per_group", "zip", "all", "length_matched"] = "one_per_group"
     """How right and wrong rollouts of one problem become pairs; read by pair objectives only."""
-    max_items: int | None = Field(None, ge=1)
+    max_items: int | None = Field(default=None, ge=1)
     """Keep this many rows (or pairs), chosen by seed; off by default."""
     credit: str | None = None
     """Advantage rule; by default the one that the objective was published with."""
     normalizer: Normalizer | None = None
     """Divisor of the summed values; by default the one that the objective was published with."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Peak rate of AdamW."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Items (rows or pairs) an optimizer step."""
-    num_steps: int = Field(100, ge=1)
+    num_steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
-    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps over which the rate rises."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decoupled decay, on adapter factors."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
-    stop_norm: float | None = Field(None, gt=0)
+    stop_norm: float | None = Field(default=None, gt=0)
     """Stop at the first step whose update has this Frobenius norm; off by default."""
-    token_budget: int = Field(8192, ge=1)
+    token_budget: int = Field(default=8192, ge=1)
     """Padded tokens a micro-batch; changes speed and memory, never the gradient."""
-    max_length: int | None = Field(None, ge=2)
+    max_length: int | None = Field(default=None, ge=2)
     """Longest row in tokens; longer ones are dropped and counted. By default the model's context."""
     seed: int = 0
     """Order of the data, and dropout where it is on."""
     init_seed: int = 0
     """Initial adapter factors; arms that share it start at the same point."""
-    checkpoint_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(default=50, ge=1)
     """Steps between resumable checkpoints."""
     lora: LoraConfig = LoraConfig()
 
@@ -107,7 +107,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} must be {path.suffix.lstrip('.').upper() or 'TOML'}: {error}. Fix that line.") from error
+        raise ConfigError(
+            f"{path} must be {path.suffix.lstrip('.').upper() or 'TOML'}: {error}. Fix that line."
+        ) from error
 
 
 def override(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:

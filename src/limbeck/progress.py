@@ -58,14 +58,20 @@ def bars() -> Iterator[Callable[[str, float, float], None]]:
 
 
 def _plain() -> Callable[[str, float, float], None]:
-    start, last = time.monotonic(), {"": -QUIET_SECONDS}
+    start = time.monotonic()
+    last = -QUIET_SECONDS
+    finished: set[str] = set()
 
     def show(title: str, done: float, total: float) -> None:
+        nonlocal last
         now = time.monotonic() - start
-        if now - last[""] < QUIET_SECONDS and done < total:
+        ended = done >= total and title not in finished
+        if title in finished or (now - last < QUIET_SECONDS and not ended):
             return
-        last[""] = now
+        last = now
+        finished.update([title] if ended else [])
         left = f", about {now / done * (total - done):.0f} s left" if 0 < done < total else ""
-        print(f"[{now:5.0f} s] {title}: {100 * done / max(total, 1e-9):.0f} %{left}", file=sys.stderr, flush=True)  # noqa: T201
+        share = 100 * done / total if total > 0 else 100
+        print(f"[{now:5.0f} s] {title}: {share:.0f} %{left}", file=sys.stderr, flush=True)  # noqa: T201
 
     return show

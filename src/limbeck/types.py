@@ -275,9 +275,16 @@ class Measurement:
     def row(self) -> dict[str, object]:
         """The fixed columns of ``measurements.parquet``."""
         flat: dict[str, object] = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("null", "reason", "exactness", "residual")
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("null", "reason", "exactness", "residual")
         }
-        null = {"null_id": self.null.id, "null_mean": self.null.mean, "null_q05": self.null.q05, "null_q95": self.null.q95}
+        null = {
+            "null_id": self.null.id,
+            "null_mean": self.null.mean,
+            "null_q05": self.null.q05,
+            "null_q95": self.null.q95,
+        }
         tail = {"exactness": self.exactness, "residual": self.residual, "reason": self.reason}
         ordered = {**flat, **null, **tail}
         return {name: ordered[name] for name in MEASUREMENT_COLUMNS}

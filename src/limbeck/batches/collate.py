@@ -6,6 +6,7 @@ else. A pair is one item of two rows and is never split.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -48,6 +49,13 @@ class TrainingData:
                     f"{name} must have one entry per rollout = {len(self.rollouts)}, received {len(column)}."
                 )
 
+    @property
+    def keys(self) -> list[str]:
+        """A name for each item that does not depend on what else was selected."""
+        return [
+            "|".join(f"{self.rollouts[r].problem_id}/{self.rollouts[r].sample}" for r in item) for item in self.items
+        ]
+
     def width(self, item: int) -> int:
         """Tokens of the item's longest row."""
         return max(len(self.rollouts[r].prompt_ids) + len(self.rollouts[r].response_ids) for r in self.items[item])
@@ -57,17 +65,28 @@ class TrainingData:
         return max(len(self.rollouts[r].response_ids) for item in self.items for r in item)
 
 
-def plan(num_items: int, *, batch_size: int, num_steps: int, seed: int) -> Iterator[list[int]]:
+def plan(keys: Sequence[str], *, batch_size: int, num_steps: int, seed: int) -> Iterator[list[int]]:
     """The items of each step: epochs shuffled one after another, no item twice before all were used once.
 
-    >>> list(plan(4, batch_size=2, num_steps=2, seed=0))
-    [[2, 0], [1, 3]]
+    The order is that of a hash of seed, epoch and key. So two arms that train on overlapping rows meet the shared ones in
+    the same order, and a difference between them is not one of data order.
+
+    Args:
+        keys: a stable name for each item.
+        batch_size: items a step.
+        num_steps: how many steps to plan.
+        seed: of the order.
+
+    >>> list(plan(["a", "b", "c", "d"], batch_size=2, num_steps=2, seed=0))
+    [[3, 2], [0, 1]]
     """
-    generator = torch.Generator().manual_seed(seed)
     queue: list[int] = []
+    epoch = 0
     for _ in range(num_steps):
         while len(queue) < batch_size:
-            queue += torch.randperm(num_items, generator=generator).tolist()
+            rank = [hashlib.sha256(f"{seed}/{epoch}/{key}".encode("utf-8", "surrogatepass")).digest() for key in keys]
+            queue += sorted(range(len(keys)), key=rank.__getitem__)
+            epoch += 1
         yield queue[:batch_size]
         queue = queue[batch_size:]
 

@@ -5,7 +5,7 @@ Only predicting positions of scored tokens reach the head; prompt and padding ne
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -52,13 +52,23 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def hidden_states(
-    model: nn.Module, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"], *, all_layers: bool = False
-) -> Float[Tensor, "batch length hidden"] | tuple[Tensor, ...]:
-    """Final hidden states of right-padded rows, or those of every layer, embeddings first."""
+    model: nn.Module, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch length hidden"]:
+    """Final hidden states of right-padded rows."""
+    return _decode(model, ids, lengths).last_hidden_state
+
+
+def layer_states(
+    model: nn.Module, ids: Int[Tensor, "batch length"], lengths: Int[Tensor, " batch"]
+) -> tuple[Float[Tensor, "batch length hidden"], ...]:
+    """Hidden states of every layer, embeddings first."""
+    return _decode(model, ids, lengths, output_hidden_states=True).hidden_states
+
+
+def _decode(model: nn.Module, ids: Tensor, lengths: Tensor, **settings: bool) -> Any:
     attention = (torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]).long()
     decoder = unwrapped(model).get_decoder()  # type: ignore[operator]
-    output = decoder(input_ids=ids, attention_mask=attention, use_cache=False, output_hidden_states=all_layers)
-    return output.hidden_states if all_layers else output.last_hidden_state
+    return decoder(input_ids=ids, attention_mask=attention, use_cache=False, **settings)
 
 
 def head_of(causal: nn.Module) -> Head:

@@ -41,7 +41,9 @@ def score_rollouts(
     return [out[i] for i in range(len(rollouts))]
 
 
-def write_scores(out: Path, rollout_set: RolloutSet, scores: Sequence[Sequence[float]], *, model_digest: str) -> Path:
+def write_scores(
+    out: Path, rollout_set: RolloutSet, scores: Sequence[Sequence[float]], *, model_digest: str, overwrite: bool = False
+) -> Path:
     """Store scores as a folder that names the rollouts and the model they belong to."""
     columns = {
         "problem_id": [r.problem_id for r in rollout_set.rollouts],
@@ -49,7 +51,7 @@ def write_scores(out: Path, rollout_set: RolloutSet, scores: Sequence[Sequence[f
         "logprobs": list(scores),
     }
     facts = {"rollouts_digest": rollout_set.digest, "model_digest": model_digest}
-    with publish(out, kind="logprobs", facts=facts) as folder:
+    with publish(out, kind="logprobs", facts=facts, overwrite=overwrite) as folder:
         pq.write_table(pa.table(columns, schema=SCHEMA), folder / "logprobs.parquet")
     return out
 

@@ -6,7 +6,7 @@ own adapters could not express without averaging factors (a different curve).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ def _module(model: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
-def _adder(factors: LowRank, module: nn.Module, name: str):  # noqa: ANN202 - a hook
-    weight = module.weight
+def _adder(factors: LowRank, module: nn.Module, name: str) -> Callable[..., Tensor]:
+    weight = module.get_parameter("weight")
     if sorted(weight.shape) != sorted(factors.shape):
         raise ModelError(
             f"the adapter's update of {name!r} must be {tuple(weight.shape)}, received {factors.shape}. "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck.problems.grading import GRADER_ID, Outcome, grade_all
-from limbeck.problems.prompts import prompt_ids, stop_ids
+from limbeck.problems.prompts import prompt_ids, stop_ids, text_of
 from limbeck.rollouts.sample import Decoding, complete
 from limbeck.types import Problem, Score, ScoreTable, problems_digest
 
@@ -42,7 +42,7 @@ def evaluate(
         stop_ids=stop_ids(tokenizer),
         advance=advance,
     )
-    texts = [tokenizer.decode(c.ids, skip_special_tokens=True) for c in completions]
+    texts = [text_of(tokenizer, c.ids) for c in completions]
     grades = grade_all(texts, [problem.answer for problem, _ in rows])
     scores = tuple(
         Score(

@@ -60,24 +60,34 @@ def teacher_forced(model: nn.Module, tokenizer: PreTrainedTokenizerBase, items: 
         ``ce_bare``: the answer straight after the prompt (short, and sensitive to style). Where every item has a
         solution also ``ce_cot``: the answer after that solution, and ``ce_solution``: the solution itself.
     """
-    bare = [_row(tokenizer, item, "", item.answer) for item in items]
+    bare = [_row(tokenizer, item.problem, "", item.answer) for item in items]
     out = {"ce_bare": _mean_nll(model, bare)}
     if all(item.solution for item in items):
-        out["ce_cot"] = _mean_nll(model, [_row(tokenizer, item, item.solution, " " + item.answer) for item in items])
-        out["ce_solution"] = _mean_nll(model, [_row(tokenizer, item, "", item.solution, close=False) for item in items])
+        out["ce_cot"] = _mean_nll(
+            model, [_row(tokenizer, item.problem, item.solution, " " + item.answer) for item in items]
+        )
+        out["ce_solution"] = _mean_nll(
+            model, [_row(tokenizer, item.problem, "", item.solution, close=False) for item in items]
+        )
     return out
 
 
-def _row(tokenizer: PreTrainedTokenizerBase, item: Item, given: str, scored: str, *, close: bool = True) -> Rollout:
+def reading(tokenizer: PreTrainedTokenizerBase, problem: Problem, text: str) -> Rollout:
+    """A problem with a fixed text to read after it: its solution, or its bare answer when there is none."""
+    return _row(tokenizer, problem, "", text or problem.answer)
+
+
+def _row(
+    tokenizer: PreTrainedTokenizerBase, problem: Problem, given: str, scored: str, *, close: bool = True
+) -> Rollout:
     """``given`` is read, ``scored`` is scored; a rollout because that is what gets scored."""
-    prompt = prompt_ids(tokenizer, item.problem.prompt)
     prefix = tuple(tokenizer.encode(given, add_special_tokens=False)) if given else ()
     ids = response_ids(tokenizer, scored)
     ids = ids if close else ids[:-1]
     return Rollout(
-        problem_id=item.problem.id,
+        problem_id=problem.id,
         sample=0,
-        prompt_ids=prompt + prefix,
+        prompt_ids=prompt_ids(tokenizer, problem.prompt) + prefix,
         response_ids=ids,
         behavior_logprobs=(float("nan"),) * len(ids),
         reward=1.0,
@@ -88,5 +98,3 @@ def _row(tokenizer: PreTrainedTokenizerBase, item: Item, given: str, scored: str
 
 def _mean_nll(model: nn.Module, rows: Sequence[Rollout]) -> Float[Tensor, " items"]:
     return torch.tensor([-sum(row) / len(row) for row in score_rollouts(model, rows)], dtype=torch.float64)
-
-

@@ -34,7 +34,11 @@ class TokenScores(NamedTuple):
 
 
 def score_tokens(
-    hidden: Float[Tensor, "tokens hidden"], head: Head, targets: Int[Tensor, " tokens"], *, chunk_bytes: int = CHUNK_BYTES
+    hidden: Float[Tensor, "tokens hidden"],
+    head: Head,
+    targets: Int[Tensor, " tokens"],
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> TokenScores:
     """Log p(target) and entropy at every token without a (tokens, vocabulary) tensor.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -34,13 +35,18 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int
     return ids if ids and ids[-1] == eos else (*ids, eos)
 
 
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of sampled ids, without special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that end a response, the tokenizer's own first."""
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "a tokenizer must name an end-of-sequence token, received none. Set eos_token in tokenizer_config.json."
         )
-    return (int(tokenizer.eos_token_id),)
+    return (int(str(tokenizer.eos_token_id)),)
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -25,9 +25,9 @@ class ProblemsConfig(Config):
     """Which split of the world."""
     path: str | None = None
     """A JSONL or Parquet file."""
-    format: Literal["jsonl", "gsm8k", "math"] = "jsonl"
-    """Field names: `prompt`, `answer` (and `id`, `solution`); GSM8K's; or MATH's."""
-    num: int | None = Field(None, ge=1)
+    format: Literal["jsonl", "gsm8k", "math", "aime"] = "jsonl"
+    """Field names: `prompt`, `answer` (and `id`, `solution`), or those of GSM8K, MATH or AIME."""
+    num: int | None = Field(default=None, ge=1)
     """Use the first so many; all by default."""
     seed: int = 0
     """Of the world's generator."""
@@ -40,12 +40,12 @@ class RolloutsConfig(Config):
     """A JSONL or Parquet file, or a rollouts folder; excludes sampling."""
     problems: ProblemsConfig = ProblemsConfig()
     """What the teacher is asked."""
-    samples: int = Field(4, ge=1)
+    samples: int = Field(default=4, ge=1)
     """Rollouts a problem."""
-    sampling_temperature: float = Field(1.0, gt=0)
+    sampling_temperature: float = Field(default=1.0, gt=0)
     """Of the teacher."""
-    max_new_tokens: int = Field(256, ge=1)
-    batch_size: int = Field(256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
+    batch_size: int = Field(default=256, ge=1)
     """Rows decoded at a time."""
     seed: int = 0
 
@@ -68,7 +68,7 @@ class ArmConfig(Config):
     """Stop at the update norm of this arm (same seed); num_steps is the limit."""
     match_items: str | None = None
     """Use only as many rows as this arm used (a pair is two rows)."""
-    train: dict[str, Any] = {}
+    train: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the study's [train]."""
 
 
@@ -76,9 +76,9 @@ class EvalConfig(Config):
     """What every checkpoint answers."""
 
     problems: ProblemsConfig = ProblemsConfig()
-    max_new_tokens: int = Field(256, ge=1)
-    batch_size: int = Field(256, ge=1)
-    alpha: float = Field(0.05, gt=0, lt=1)
+    max_new_tokens: int = Field(default=256, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    alpha: float = Field(default=0.05, gt=0, lt=1)
     """Family-wise level of the paired tests, by Holm."""
 
 
@@ -88,7 +88,7 @@ class PathsConfig(Config):
     pairs: tuple[tuple[str, str], ...] = ()
     """Arm names; `base` stands for the untouched base. First seed of each; `arm@seed` names another."""
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    problems: int = Field(200, ge=1)
+    problems: int = Field(default=200, ge=1)
     """Items for the losses, from the evaluation set."""
     accuracy: bool = True
     """Also generate at every point."""
@@ -101,9 +101,9 @@ class GeometryConfig(Config):
 
     ks: tuple[int, ...] = (1, 10)
     """Leading directions for principal angles."""
-    draws: int = Field(200, ge=20)
+    draws: int = Field(default=200, ge=20)
     """Draws of each simulated null."""
-    cka_problems: int = Field(200, ge=0)
+    cka_problems: int = Field(default=200, ge=0)
     """Problems whose solutions all arms read for CKA; 0 is off."""
 
 
@@ -117,10 +117,10 @@ class StudyConfig(Config):
     """A local Hugging Face folder, or `abacus:base`."""
     teacher: str | None = None
     """Samples the rollouts unless `rollouts.path` is given; evaluated beside the arms."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     init_seed: int = 0
     """Initial adapter factors that all arms share."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(default=0, ge=0)
     """Steps run at a time, one thread each; 0 takes the machine's cores for small students and 1 for others."""
     reference_arm: str = ""
     """The arm that others are compared with in sentences; the first by default."""
@@ -186,7 +186,9 @@ def _anchored(values: dict[str, Any], root: Path) -> dict[str, Any]:
 def _check(config: StudyConfig) -> None:
     names = [arm.name for arm in config.arms]
     if len(set(names)) != len(names) or {"base", "teacher"} & set(names):
-        raise ConfigError(f'arms need names of their own, and "base" and "teacher" are taken, received {", ".join(names)}.')
+        raise ConfigError(
+            f'arms need names of their own, and "base" and "teacher" are taken, received {", ".join(names)}.'
+        )
     referred = [(f"arms.{a.name}.match_norm", a.match_norm) for a in config.arms if a.match_norm]
     referred += [(f"arms.{a.name}.match_items", a.match_items) for a in config.arms if a.match_items]
     referred += [("paths.pairs", end.partition("@")[0]) for pair in config.paths.pairs for end in pair if end != "base"]

@@ -63,7 +63,8 @@ def make_plan(config: StudyConfig) -> list[Step]:
     rollouts = plan.add("rollouts", "rollouts", _rollouts(config), {}, 30)
     needs = {name for arm in config.arms for name in _scores_read(config, arm)}
     scores = {
-        name: plan.add(f"score/{name}", "score", _scorer(config, name), {"rollouts": rollouts}, 8) for name in sorted(needs)
+        name: plan.add(f"score/{name}", "score", _scorer(config, name), {"rollouts": rollouts}, 8)
+        for name in sorted(needs)
     }
     runs = _add_runs(plan, config, student, rollouts, scores)
     problems = _problems(config.eval.problems)
@@ -169,7 +170,12 @@ def _rollouts(config: StudyConfig) -> dict[str, Any]:
         return {"path": given.path, "file_digest": identity, "tokenizer": config.student}
     params = given.model_dump(mode="json", exclude={"path", "problems"})
     teacher = str(config.teacher)
-    return {**params, "teacher": teacher, "teacher_digest": model_digest(teacher), "problems": _problems(given.problems)}
+    return {
+        **params,
+        "teacher": teacher,
+        "teacher_digest": model_digest(teacher),
+        "problems": _problems(given.problems),
+    }
 
 
 def _problems(config: ProblemsConfig) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The training loop and what it needs: models, data, optimizer, checkpoints, record."""

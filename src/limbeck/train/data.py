@@ -12,7 +12,7 @@ from limbeck.config import TrainConfig
 from limbeck.errors import ConfigError, DegenerateError
 from limbeck.objectives import inputs
 from limbeck.rollouts import credit, select
-from limbeck.types import Objective, Rollout, RolloutSet
+from limbeck.types import Objective, RolloutSet
 
 
 class Prepared(NamedTuple):
@@ -56,7 +56,9 @@ def prepare(
     rule = config.credit or objective.credit
     if "advantages" in names:
         if not rule:
-            raise ConfigError(f'{objective.name} reads advantages: set train.credit to one of {", ".join(credit.CREDITS)}.')
+            raise ConfigError(
+                f"{objective.name} reads advantages: set train.credit to one of {', '.join(credit.CREDITS)}."
+            )
         rewards = torch.tensor([r.reward for r in rollouts], dtype=torch.float64)
         columns["advantages"] = credit.assign(rule, rewards, [r.problem_id for r in rollouts]).tolist()
     items, weights, facts = _items(config, objective, rollout_set, fits)
@@ -108,4 +110,3 @@ def _items(
             "Grade the rollouts, or train on all of them."
         )
     return [(i,) for i in rows], [1.0] * len(rows), {"selection": config.selection}
-

@@ -59,7 +59,7 @@ def run_steps(
     begin = checkpoint.resume(out / "checkpoints", model, optimizer, schedule)
     record.cut_back(out / "metrics.jsonl", begin)
     advance(begin)
-    steps = plan(len(data.items), batch_size=config.batch_size, num_steps=config.num_steps, seed=config.seed)
+    steps = plan(data.keys, batch_size=config.batch_size, num_steps=config.num_steps, seed=config.seed)
     for step, items in enumerate(steps, start=1):
         if step <= begin:
             continue

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from limbeck.config import LoraConfig
 from limbeck.errors import ModelError
@@ -27,6 +28,7 @@ def load_model(name: str) -> PreTrainedModel:
         ModelError: no such folder, pickled weights, or weights that do not fit the config.
     """
     path = model_folder(name)
+    logging.disable_progress_bar()  # limbeck shows its own
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
@@ -75,7 +77,8 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, *, init_seed: int) -
     Raises:
         ModelError: no module of the model has one of the target names.
     """
-    linear = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if hasattr(m, "weight") and m.weight.dim() == 2}
+    matrices = [name.removesuffix(".weight") for name, p in model.named_parameters() if p.dim() == 2]
+    linear = {name.rsplit(".", 1)[-1] for name in matrices}
     missing = [target for target in config.targets if target not in linear]
     if missing:
         raise ModelError(
@@ -91,9 +94,9 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, *, init_seed: int) -
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft notes fan_in_fan_out for Conv1D and sets it itself
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is on its way out
         torch.manual_seed(init_seed)
-        tuned = get_peft_model(model, peft_config)
-    return tuned  # type: ignore[return-value]
+        return get_peft_model(model, peft_config)  # type: ignore[return-value]
 
 
 def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -104,3 +107,9 @@ def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def initial_factors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The A factors, which decide where a fresh adapter can go; their digest is what arms must share."""
     return {name: tensor for name, tensor in adapter_tensors(model).items() if "lora_A" in name}
+
+
+def model_context(name: str) -> int | None:
+    """The longest row, in tokens, that the model's config allows; None where it does not say."""
+    config = AutoConfig.from_pretrained(model_folder(name), local_files_only=True, trust_remote_code=False)
+    return getattr(config, "max_position_embeddings", None)

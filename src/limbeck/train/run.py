@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from peft import PeftModel
+from pydantic import Field
+from transformers import PreTrainedModel
 
 from limbeck.batches.collate import PER_TOKEN_INPUTS
 from limbeck.batches.forward import check_head
@@ -20,7 +22,7 @@ from limbeck.objectives import check_knobs, find, inputs
 from limbeck.rollouts.store import read_rollouts
 from limbeck.train.data import prepare
 from limbeck.train.loop import run_steps
-from limbeck.train.models import add_adapter, adapter_tensors, initial_factors, load_model, model_digest
+from limbeck.train.models import adapter_tensors, add_adapter, initial_factors, load_model, model_digest
 from limbeck.train.record import read_metrics, update_norm
 from limbeck.types import Objective, RolloutSet
 
@@ -32,7 +34,7 @@ class RunConfig(Config):
     """The student: a local Hugging Face folder, or a world's model such as `abacus:base`."""
     rollouts: str
     """A rollouts folder."""
-    scores: dict[str, str] = {}
+    scores: dict[str, str] = Field(default_factory=dict)
     """Per-token input (`reference_logprobs`, `teacher_logprobs`) to its scores folder."""
     train: TrainConfig = TrainConfig()
 
@@ -127,7 +129,7 @@ def _flat(value: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def _scores(
-    config: RunConfig, objective: Objective, rollout_set: RolloutSet, model: nn.Module
+    config: RunConfig, objective: Objective, rollout_set: RolloutSet, model: PreTrainedModel
 ) -> dict[str, list[list[float]]]:
     """Per-token columns that the objective reads: stored ones where given; the base scores as reference or old policy."""
     out: dict[str, list[list[float]]] = {}
@@ -146,8 +148,8 @@ def _scores(
     return out
 
 
-def _save_adapter(model: nn.Module, folder: Path, config: RunConfig, identity: dict[str, str]) -> None:
-    for peft_config in model.peft_config.values():  # type: ignore[union-attr]
+def _save_adapter(model: PeftModel, folder: Path, config: RunConfig, identity: dict[str, str]) -> None:
+    for peft_config in model.peft_config.values():
         peft_config.base_model_name_or_path = config.base
-    model.save_pretrained(folder)  # type: ignore[operator]
+    model.save_pretrained(str(folder))
     write_json(folder / "limbeck.json", identity)

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from limbeck.problems.prompts import prompt_ids, response_ids, stop_ids
+from limbeck.problems.prompts import prompt_ids, response_ids, stop_ids, text_of
 from limbeck.rollouts.sample import Decoding, complete
 from limbeck.types import Problem
 from limbeck.worlds.abacus.generator import generate
-from limbeck.worlds.abacus.tokenizer import build_tokenizer
+from limbeck.worlds.abacus.tokenizer import PAD, build_tokenizer
 
 MAX_NEW_TOKENS = 96
 
@@ -58,8 +58,8 @@ def network(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
         head_dim=32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),  # type: ignore[arg-type]
+        eos_token_id=stop_ids(tokenizer)[0],
         bos_token_id=None,
         use_cache=True,
         initializer_range=0.08,  # about 1 / sqrt(hidden_size); the library default starts a net this narrow very slowly
@@ -101,7 +101,7 @@ def accuracy(
         Decoding(sampling_temperature=temperature, max_new_tokens=MAX_NEW_TOKENS, batch_size=512),
         stop_ids=stop_ids(tokenizer),
     )
-    texts = [tokenizer.decode(c.ids, skip_special_tokens=True) for c in done]
+    texts = [text_of(tokenizer, c.ids) for c in done]
     right = sum(t.rsplit("#### ", 1)[-1].strip() == p.answer for t, p in zip(texts, problems, strict=True))
     return right / len(problems)
 
@@ -129,7 +129,15 @@ def train_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, log: Callabl
         if step % recipe.check_every == 0 or step == recipe.max_steps:
             share = accuracy(model, tokenizer, validation)
             seconds = round(time.monotonic() - begin, 1)
-            log({"model": recipe.name, "step": step, "loss": round(loss.item(), 4), "accuracy": share, "seconds": seconds})
+            log(
+                {
+                    "model": recipe.name,
+                    "step": step,
+                    "loss": round(loss.item(), 4),
+                    "accuracy": share,
+                    "seconds": seconds,
+                }
+            )
             if share >= recipe.stop_at or step == recipe.max_steps:
                 return model
     raise AssertionError("the stream of batches is endless")
@@ -147,6 +155,6 @@ def build(out: Path, log: Callable[[dict], None], recipes: Sequence[Recipe] = (B
 
         model = train_model(recipe, tokenizer, keep)
         folder = out / recipe.name
-        model.to(torch.bfloat16).save_pretrained(folder)
+        model.bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "build.json").write_text(json.dumps({"recipe": asdict(recipe), "log": records}, indent=1) + "\n")

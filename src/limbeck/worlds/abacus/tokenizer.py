@@ -29,7 +29,7 @@ def vocabulary() -> list[str]:
     """Every token, special ones first, then the pieces of all phrases with and without a leading space."""
     words = ["A", "holds", "How", "many", "are", "there", "now", "Start", *ORDINALS, *CONTAINERS, *ITEMS]
     text = " ".join(words + [p.format(n="") for phrases in PHRASES.values() for p in phrases])
-    pieces = sorted(set(re.findall(r"[A-Za-z]+", text))) + [*"0123456789", *"+-*/=.,?", "####"]
+    pieces = [*sorted(set(re.findall(r"[A-Za-z]+", text))), *"0123456789", *"+-*/=.,?", "####"]
     return [PAD, EOS, UNK, USER, ASSISTANT, *pieces, *(SPACE + piece for piece in pieces), SPACE]
 
 

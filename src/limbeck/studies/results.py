@@ -1,0 +1,199 @@
+"""From finished steps to the files that a report reads. Nothing is computed here that a step could have computed."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from limbeck.evals.tables import read_table
+from limbeck.folders import host, publish, read_json, read_manifest, versions, write_json
+from limbeck.geometry.table import read_measurements, write_measurements
+from limbeck.problems.prompts import text_of
+from limbeck.rollouts.select import is_right
+from limbeck.rollouts.store import read_rollouts
+from limbeck.studies.config import StudyConfig
+from limbeck.studies.inputs import read_problems
+from limbeck.studies.plan import Step, run_name
+from limbeck.train.models import load_tokenizer
+from limbeck.train.record import read_metrics
+from limbeck.types import Finish, Rollout, RolloutSet
+
+MAX_SAMPLES = 300  # problems in the sample browser
+MAX_EXAMPLES = 24  # rollout groups shown
+TRAINING_COLUMNS = ("step", "loss", "nll", "entropy", "learning_rate", "grad_norm", "update_norm")
+MAX_POINTS = 400  # of a training curve
+
+
+def collect(
+    config: StudyConfig,
+    steps: Sequence[Step],
+    folders: dict[str, Path],
+    out: Path,
+    *,
+    started: str,
+    command: str,
+    seconds: float,
+) -> Path:
+    """Write the results folder of a study.
+
+    Args:
+        config: the study, resolved.
+        steps: its plan.
+        folders: step name to finished folder.
+        out: replaced if it exists.
+        started: when, ISO 8601.
+        command: what was typed.
+        seconds: of this invocation, finished steps found again included for nothing.
+    """
+    runs = {run_name(a.name, s): (a, s) for a in config.arms for s in config.seeds_of(a)}
+    rollout_set = read_rollouts(folders["rollouts"])
+    rows = read_measurements(folders["measure"] / "measurements.parquet")
+    if "cka" in folders:
+        rows += read_measurements(folders["cka"] / "measurements.parquet")
+    with publish(out, kind="results", overwrite=True) as temporary:
+        write_json(temporary / "study.json", _study(config))
+        write_json(temporary / "arms.json", [_arm(folders[f"train/{run}"], run, *runs[run]) for run in runs])
+        write_json(temporary / "comparison.json", read_json(folders["compare"] / "comparison.json"))
+        paths = [read_json(folders[step.name] / "path.json") for step in steps if step.kind == "path"]
+        write_json(temporary / "paths.json", [line for path in paths for line in path])
+        write_json(temporary / "training.json", {run: _curve(folders[f"train/{run}"]) for run in runs})
+        write_json(temporary / "rollouts.json", _rollouts(config, rollout_set))
+        write_json(temporary / "samples.json", _samples(config, folders))
+        timing = [{"name": step.name, "seconds": _seconds(folders[step.name])} for step in steps]
+        provenance = {
+            "limbeck": versions().get("limbeck", ""),
+            "versions": versions(),
+            "python": platform.python_version(),
+            "host": host(),
+            "command": command,
+            "started": started,
+            "seconds": seconds,
+            "steps": timing,
+        }
+        write_json(temporary / "provenance.json", provenance)
+        write_measurements(temporary / "measurements.parquet", rows)
+    return out
+
+
+def _study(config: StudyConfig) -> dict[str, Any]:
+    arms = [
+        {
+            "name": arm.name,
+            "label": arm.label or arm.name,
+            "role": arm.role,
+            "note": arm.note,
+            "objective": config.training(arm, 0).objective,
+        }
+        for arm in config.arms
+    ]
+    return {
+        "name": config.name,
+        "question": config.question,
+        "seeds": list(config.seeds),
+        "student": config.student,
+        "teacher": config.teacher or "",
+        "reference_arm": config.reference_arm or config.arms[0].name,
+        "arms": arms,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def _arm(folder: Path, run: str, arm: Any, seed: int) -> dict[str, Any]:
+    facts = read_manifest(folder, "run")
+    settings = read_json(folder / "config.json")["train"]
+    metrics = read_metrics(folder / "metrics.jsonl")
+    stated = (
+        "objective", "normalizer", "credit", "items", "rows", "right_share", "steps", "epochs", "update_norm",
+        "rollouts_digest", "init_digest", "adapter_digest", "seconds", "pair_rule", "mixed_groups", "rows_too_long",
+    )  # fmt: skip
+    return {
+        "run": run,
+        "arm": arm.name,
+        "seed": seed,
+        "role": arm.role,
+        **{name: facts.get(name) for name in stated},
+        **{
+            name: settings[name]
+            for name in ("init_seed", "selection", "learning_rate", "stop_norm", "knobs", "batch_size")
+        },
+        "final_nll": metrics[-1].get("nll") if metrics else None,
+    }
+
+
+def _curve(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    stride = max(1, -(-len(lines) // MAX_POINTS))
+    return [{name: line.get(name) for name in TRAINING_COLUMNS} for line in lines[::stride]]
+
+
+def _rollouts(config: StudyConfig, rollout_set: RolloutSet) -> dict[str, Any]:
+    rollouts = rollout_set.rollouts
+    right = [[is_right(rollouts[i]) for i in rows] for rows in rollout_set.groups.values()]
+    tokenizer = load_tokenizer(config.student)
+    groups = list(rollout_set.groups.items())[:MAX_EXAMPLES]
+    answers = (
+        {p.id: p.answer for p, _ in read_problems(config.rollouts.problems.model_dump())}
+        if not config.rollouts.path
+        else {}
+    )
+
+    def response(rollout: Rollout) -> dict[str, Any]:
+        return {"text": rollout.response, "reward": rollout.reward, "finish": rollout.finish}
+
+    examples = [
+        {
+            "problem_id": problem_id,
+            "prompt": text_of(tokenizer, rollouts[rows[0]].prompt_ids).strip(),
+            "answer": answers.get(problem_id, ""),
+            "responses": [response(rollouts[i]) for i in rows],
+        }
+        for problem_id, rows in groups
+    ]
+    return {
+        "digest": rollout_set.digest,
+        "source": config.rollouts.path or config.teacher,
+        "rows": len(rollouts),
+        "problems": len(right),
+        "right_share": sum(map(sum, right)) / len(rollouts),
+        "mixed_share": sum(0 < sum(group) < len(group) for group in right) / len(right),
+        "all_right_share": sum(all(group) for group in right) / len(right),
+        "all_wrong_share": sum(not any(group) for group in right) / len(right),
+        "truncated_share": sum(r.finish == Finish.LENGTH for r in rollouts) / len(rollouts),
+        "mean_response_tokens": sum(len(r.response_ids) for r in rollouts) / len(rollouts),
+        "sampling": dict(rollout_set.provenance),
+        "examples": examples,
+    }
+
+
+def _samples(config: StudyConfig, folders: dict[str, Path]) -> list[dict[str, Any]]:
+    """Problems that split the arms first: those are what paired tests live on."""
+    tables = {
+        name.removeprefix("eval/"): read_table(path) for name, path in folders.items() if name.startswith("eval/")
+    }
+    answers = {name: {s.problem_id: s for s in table.scores if s.sample == 0} for name, table in tables.items()}
+    problems = [problem for problem, _ in read_problems(config.eval.problems.model_dump())]
+
+    def agreement(problem_id: str) -> float:
+        right = [scores[problem_id].correct for scores in answers.values()]
+        return abs(sum(right) / len(right) - 0.5)
+
+    ranked = sorted(problems, key=lambda p: agreement(p.id))[:MAX_SAMPLES]
+    return [
+        {
+            "problem_id": p.id,
+            "prompt": p.prompt,
+            "answer": p.answer,
+            "responses": {
+                name: {"text": s.response, "extracted": s.extracted, "correct": s.correct, "finish": s.finish}
+                for name, scores in answers.items()
+                for s in [scores[p.id]]
+            },
+        }
+        for p in ranked
+    ]
+
+
+def _seconds(folder: Path) -> float | None:
+    return read_manifest(folder).get("wall_seconds")

@@ -1,0 +1,51 @@
+"""A study from its file to its results: plan, run what is not there yet, collect."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from limbeck.folders import claim, is_complete, refuse_existing, seal, write_json
+from limbeck.progress import bars
+from limbeck.studies.config import StudyConfig
+from limbeck.studies.plan import Step, make_plan
+from limbeck.studies.results import collect
+from limbeck.studies.runner import default_workers, run_plan
+from limbeck.train.models import model_folder
+
+
+def run_study(config: StudyConfig, out: Path, *, overwrite: bool = False) -> Path:
+    """Run every step of a study that is not finished and collect its results in ``out/results``.
+
+    An interrupted study continues: finished steps are found by digest, an interrupted training by its checkpoint.
+
+    Raises:
+        FolderError: ``out`` holds a finished study (or something else) and ``overwrite`` is off.
+    """
+    begin, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    refuse_existing(out, overwrite=overwrite)
+    steps = make_plan(config)
+    if is_complete(out):
+        (out / "manifest.json").unlink()  # finished steps stay: only what changed is run again
+    claim(out)
+    write_json(out / "config.json", config.model_dump(mode="json"))
+    weights = sum(file.stat().st_size for file in model_folder(config.student).glob("*.safetensors"))
+    workers = config.workers or default_workers(weights)
+    with bars() as show:
+        folders = run_plan(steps, out / "steps", workers=workers, show=show)
+    seconds = round(time.monotonic() - begin, 1)
+    command = shlex.join(["limbeck", *sys.argv[1:]])
+    return collect(config, steps, folders, out / "results", started=started, command=command, seconds=seconds)
+
+
+def finish(out: Path, facts: dict[str, object]) -> None:
+    """Declare a study complete, once its report is there."""
+    seal(out, kind="study", facts=facts)
+
+
+def describe(steps: list[Step]) -> list[tuple[str, str, float]]:
+    """Name, kind and guessed seconds of every step."""
+    return [(step.name, step.kind, step.cost) for step in steps]
