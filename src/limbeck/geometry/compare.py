@@ -21,10 +21,11 @@ from limbeck.types import LowRank
 
 Pair = tuple[int, int]
 SIDES = ("left", "right")
+_BLOCK = 16  # pairs whose wide frames are stacked at a time; bounds memory for many arms
 
 
 class Cells(NamedTuple):
-    """Per pair: the values of a group of statistics, why they are undefined or doubtful, and null draws.
+    """Per pair: the values of a group of statistics, why they are undefined or doubtful, and null draws (fp32: there are many).
 
     ``values`` is (pairs, statistics); ``reasons`` one text per pair, also beside a defined value (a caveat);
     ``draws`` (pairs, statistics, draws), empty on the side whose null depends on the shape alone.
@@ -101,15 +102,15 @@ def _angles(
     reasons = [missing[i] or missing[j] for i, j in pairs]
     defined = [p for p, reason in enumerate(reasons) if not reason]
     values = np.full((len(pairs), 4), np.nan)
-    draws = np.full((len(pairs), 4, len(rows[0]) if side == "right" else 0), np.nan)
-    if defined:
-        bases = [getattr(f, side)[:, :k] for f in frames]
-        one = torch.stack([bases[pairs[p][0]] for p in defined])
-        other = torch.stack([bases[pairs[p][1]] for p in defined])
-        values[defined] = torch.stack(summarize(principal_angles(one, other)), dim=-1).numpy()
+    draws = np.full((len(pairs), 4, len(rows[0]) if side == "right" else 0), np.nan, dtype=np.float32)
+    bases = [getattr(f, side)[:, :k] for f in frames]
+    for block in (defined[start : start + _BLOCK] for start in range(0, len(defined), _BLOCK)):
+        one = torch.stack([bases[pairs[p][0]] for p in block])
+        other = torch.stack([bases[pairs[p][1]] for p in block])
+        values[block] = torch.stack(summarize(principal_angles(one, other)), dim=-1).numpy()
         if side == "right":
-            redrawn = nulls.row_angles(torch.cat([rows[p] for p in defined]), k=k)
-            draws[defined] = torch.stack(redrawn).unflatten(1, (len(defined), -1)).movedim(1, 0).numpy()
+            redrawn = nulls.row_angles(torch.cat([rows[p] for p in block]), k=k)
+            draws[block] = torch.stack(redrawn).unflatten(1, (len(block), -1)).movedim(1, 0).numpy()
     for p in defined:
         gap = min(gap_ratio(frames[arm].values, k=k) for arm in pairs[p])
         reasons[p] = angle_caveat(gap, k=k, dims=_dims(frames))
@@ -126,5 +127,7 @@ def _leading(
     unclear = [undefined(f.values) or ("gap_ratio" if gap_ratio(f.values, k=1) < LEADING_GAP else "") for f in frames]
     reasons = [unclear[i] or unclear[j] for i, j in pairs]
     values = [np.nan if why else min(1.0, abs(overlaps[p][0, 0].item())) for p, why in zip(pairs, reasons, strict=True)]
-    drawn = [r[:, 0, 0].abs().numpy()[None] for r in rows] if side == "right" else [np.empty((1, 0))] * len(pairs)
+    drawn = (
+        [r[:, 0, 0].abs().float().numpy()[None] for r in rows] if side == "right" else [np.empty((1, 0))] * len(pairs)
+    )
     return Cells(np.array(values).reshape(len(pairs), 1), reasons, np.array(drawn).reshape(len(pairs), 1, -1))

@@ -27,7 +27,7 @@ Z90 = 1.6448536269514722  # half width of the central 90 % of a standard normal
 
 def summarize_draws(null_id: str, draws: Float[np.ndarray, "modules draws"]) -> list[Null]:
     """One null per row of draws: mean and 5-95 % band."""
-    means, (low, high) = draws.mean(axis=1), np.quantile(draws, (0.05, 0.95), axis=1)
+    means, (low, high) = draws.mean(axis=1, dtype=float), np.quantile(draws, (0.05, 0.95), axis=1)
     rows = zip(means.tolist(), low.tolist(), high.tolist(), strict=True)
     return [Null(id=null_id, mean=m, q05=lo, q95=hi) for m, lo, hi in rows]
 

@@ -24,8 +24,11 @@ SCHEMA = pa.schema(
 
 def write_measurements(path: Path | str, measurements: Sequence[Measurement]) -> None:
     """Write the rows in their order; NaN stays NaN, and zero rows make a table with columns."""
-    rows = [m.row() for m in measurements]
-    columns = {name: [row[name] for row in rows] for name in MEASUREMENT_COLUMNS}
+    nulls = {"null_id": "id", "null_mean": "mean", "null_q05": "q05", "null_q95": "q95"}
+    columns = {
+        name: [getattr(m.null, nulls[name]) if name in nulls else getattr(m, name) for m in measurements]
+        for name in MEASUREMENT_COLUMNS
+    }
     pq.write_table(pa.table(columns, schema=SCHEMA), str(path))
 
 

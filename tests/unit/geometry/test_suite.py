@@ -11,9 +11,12 @@ import pytest
 import torch
 from tests.reference import geometry as reference
 from tests.unit.geometry.factories import SHAPES, arm, dense, mapped
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.errors import ConfigError, DegenerateError, ModelError, ProvenanceError
 from limbeck.geometry import METRICS
+from limbeck.geometry.compare import Plan, compare_module
+from limbeck.geometry.nulls import haar_frames
 from limbeck.geometry.suite import measure
 from limbeck.types import Delta, LowRank, Measurement
 
@@ -124,20 +127,33 @@ def test_signs_equal_the_dense_ones(arms, rows):
     assert stacked.value == pytest.approx(np.average(plain, weights=joint), abs=1e-3)
 
 
-def test_the_update_is_never_formed(arms, monkeypatch):
-    sizes: list[int] = []
-    plain = torch.Tensor.__matmul__
+class LargestResult(TorchDispatchMode):
+    """Remembers the largest matrix that any operation gave, whatever its name."""
 
-    def spy(x, y):
-        out = plain(x, y)
-        sizes.append(out.shape[-2:].numel())
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.entries = max(self.entries, tensor.shape[-2:].numel())
         return out
 
-    monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
-    big = {"model.layers.0.self_attn.q_proj": (400, 300)}
-    measure([arm("a", 1, shapes=big), arm("b", 2, shapes=big)], ks=(4,), draws=20, workers=1)
-    assert sizes
-    assert max(sizes) < 400 * 300 // 4
+
+def test_the_update_is_never_formed():
+    """Nothing as large as a quarter of the update appears; forming it, the control, is seen."""
+    big = {"w": (400, 300)}
+    updates = [arm(name, seed, shapes=big).modules["w"] for seed, name in enumerate("ab")]
+    rng = np.random.default_rng(0)
+    plan = Plan([(0, 1)], (1, 4), 20, {12: haar_frames(12, 4, count=10, rng=rng)}, signs=False)
+    with LargestResult() as seen:
+        compare_module(updates, plan, rng)
+    assert 0 < seen.entries < 400 * 300 / 4
+    with LargestResult() as control:
+        updates[0].left @ updates[0].right
+    assert control.entries == 400 * 300
 
 
 def test_workers_and_repeats_change_nothing(arms, rows):
