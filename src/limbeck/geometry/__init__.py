@@ -79,3 +79,24 @@ METRICS: dict[str, Metric] = {
         "none", "hidden states of two models on one text", "row shuffle", "Song 2012", "the same without that bias"
     ),
 }
+
+NULLS: dict[str, str] = {
+    "N-ISO": "isotropic: unrelated directions at this shape (left side), or random factors of this shape (ranks)",
+    "N-ROT": "each arm keeps its spectrum and right frame, the left frame is turned at random",
+    "N-ROW": "each arm keeps its spectrum and row space, the right frame is redrawn inside it",
+    "arcsine": "sign agreement of Gaussian updates with the measured cosine",
+    "row-shuffle": "states of one model paired with those of other items",
+}
+
+REASONS: dict[str, str] = {
+    "zero_norm": "an update is zero, so it has no direction and no spectrum",
+    "rank_lt_k": "an update has fewer than k directions",
+    "k_gt_dim": "k is larger than the matrix",
+    "flat_spectrum": "the k leading singular values are equal, so they have no tail",
+    "empty_mask": "no entry of both updates is non-zero",
+    "too_few_items": "too few items for the statistic",
+    "init_mismatch": "the arms started from different factors, so this compares starting points rather than training",
+    "init_unknown": "caveat: an adapter does not say which factors it started from",
+    "gap_ratio": "caveat: neighbouring singular values are so close that the leading frame is arbitrary (overlap: NaN)",
+    "k_over_eighth": "caveat: k is over an eighth of the matrix, where chance overlap is large",
+}

@@ -109,7 +109,7 @@ def _angles(
         other = torch.stack([bases[pairs[p][1]] for p in block])
         values[block] = torch.stack(summarize(principal_angles(one, other)), dim=-1).numpy()
         if side == "right":
-            redrawn = nulls.row_angles(torch.cat([rows[p] for p in block]), k=k)
+            redrawn = nulls.row_angles(torch.cat([rows[p][:, :k, :k] for p in block]), k=k)
             draws[block] = torch.stack(redrawn).unflatten(1, (len(block), -1)).movedim(1, 0).numpy()
     for p in defined:
         gap = min(gap_ratio(frames[arm].values, k=k) for arm in pairs[p])

@@ -14,7 +14,7 @@ from tests.unit.geometry.factories import SHAPES, arm, dense, mapped
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.errors import ConfigError, DegenerateError, ModelError, ProvenanceError
-from limbeck.geometry import METRICS
+from limbeck.geometry import METRICS, NULLS, REASONS
 from limbeck.geometry.compare import Plan, compare_module
 from limbeck.geometry.nulls import haar_frames
 from limbeck.geometry.suite import measure
@@ -47,6 +47,26 @@ def test_every_row_is_named_in_the_table_with_its_unit(rows):
     assert {r.metric for r in rows} == set(METRICS) - {"barrier", "cka", "cka_debiased"}
     for row in rows:
         assert row.unit == METRICS[row.metric].unit
+
+
+def test_every_null_and_reason_is_explained(rows, arms):
+    assert {r.null.id for r in rows} - {""} <= set(NULLS)
+    thin = mapped(arms[0], lambda _, f: LowRank(f.left[:, :1], f.right[:1]), name="thin")
+    flat = mapped(arms[0], lambda _, f: LowRank(torch.eye(f.shape[0], 12), torch.eye(12, f.shape[1])), name="flat")
+    odd = measure([thin, flat, arm("unknown", 5, init=""), arm("z", 6, init="another")], ks=(4, 40), draws=20)
+    words = {word.split(":")[0] for r in [*rows, *odd] for word in r.reason.split(";")} - {""}
+    expected = {"rank_lt_k", "k_gt_dim", "init_unknown", "init_mismatch", "gap_ratio", "flat_spectrum"}
+    assert expected <= words <= set(REASONS)
+
+
+def test_a_pair_does_not_depend_on_the_other_arms(arms):
+    """Nor on their ranks, which differ, nor on a k that only some of them have."""
+    few = measure(arms[:2], ks=(4, 14), draws=20)
+    many = measure([arm(f"z{n}", 10 + n, rank=6 + 2 * n) for n in range(5)] + arms[:2], ks=(4, 14, 40), draws=20)
+    found = {(r.metric, r.aggregation, r.module, r.layer, r.kind, r.side, r.k, r.arm, r.other): r.value for r in many}
+    for row in few:
+        key = (row.metric, row.aggregation, row.module, row.layer, row.kind, row.side, row.k, row.arm, row.other)
+        assert found[key] == pytest.approx(row.value, rel=1e-9, abs=1e-9, nan_ok=True)
 
 
 def test_no_row_is_written_twice(rows):
