@@ -12,7 +12,7 @@ import torch
 from tests.laws.batches import settings
 
 from limbeck.objectives import OBJECTIVES, evaluate
-from limbeck.objectives.divergences import reverse_kl
+from limbeck.objectives.divergences import forward_kl, reverse_kl
 from limbeck.objectives.estimators import k1, k2, k3, k3_plus
 
 VOCAB, STEPS = 5, 3
@@ -128,6 +128,13 @@ def test_stage_2_follows_its_regularized_objective():
     signal = (TEACHER.steps().log_softmax(-1) - BASE.steps().log_softmax(-1)).detach()
     claim = beta * reverse_kl(STUDENT.steps(), BASE.steps().detach()).values - (steps.exp() * signal).sum(-1)
     close(objective("erpd_kl", OLD, beta=beta, **wide), expected_gradient(claim.sum(-1), OLD))
+
+
+def test_a_ratio_weighted_penalty_follows_the_named_direction():
+    claim = 0.3 * reverse_kl(STUDENT.steps(), BASE.steps().detach()).values.sum(-1)
+    close(objective("grpo:kl", OLD, beta_kl=0.3, ratio_weighted=True), expected_gradient(claim, OLD))
+    other = 0.3 * forward_kl(STUDENT.steps(), BASE.steps().detach()).values.sum(-1)
+    close(objective("grpo:kl", STUDENT, beta_kl=0.3), expected_gradient(other, STUDENT))
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo", "dapo", "dr_grpo", "offline_grpo:advantage-nll"])

@@ -15,6 +15,7 @@ from tests.reference.objectives import REFERENCES
 
 from limbeck.errors import ConfigError, DegenerateError, ShapeError
 from limbeck.objectives import INPUTS, OBJECTIVES, evaluate, inputs
+from limbeck.objectives import knobs as table_knobs
 from limbeck.objectives.contract import STUDENT_INPUTS
 from limbeck.objectives.signature import tensor_parameters
 
@@ -290,3 +291,34 @@ def test_a_token_that_the_teacher_left_out_is_floored_and_counted(name):
     assert torch.equal(out.values, same.values)
     assert out.metrics["teacher_floored"].sum() == 1
     assert same.metrics["teacher_floored"].sum() == 0
+
+
+VARIANTS = [
+    pytest.param(name, {knob.name: choice}, id=f"{name}-{knob.name}-{choice}")
+    for name, row in OBJECTIVES.items()
+    for knob in table_knobs(row).values()
+    for choice in knob.choices or ((True, False) if knob.kind is bool else ())
+    if choice != knob.default
+]
+
+
+@pytest.mark.parametrize(("name", "given"), VARIANTS)
+def test_every_switch_equals_its_reference(name, given):
+    row = OBJECTIVES[name]
+    batch, knobs = make(row, (3, 1, 4, 2), seed=14, width=5), settings(row, **given)
+    if "behavior_logprobs" in batch.inputs:
+        batch.inputs["behavior_logprobs"][0] -= 2.0  # far enough to be capped, or dropped
+    out, x, live = evaluate(row, *batch, knobs), arrays(batch), live_units(row, batch)
+    close(out.values, kept(REFERENCES[name](x, batch.mask.numpy(), knobs)["values"], live), 1e-9)
+    default = evaluate(row, *batch, settings(row)).values
+    if given != {"tau_squared": True}:  # at temperature 1 its factor is 1
+        assert not torch.equal(out.values, default)
+
+
+@pytest.mark.parametrize("name", [n for n, row in OBJECTIVES.items() if "kd_temperature" in table_knobs(row)])
+@pytest.mark.parametrize("squared", [True, False])
+def test_every_temperature_equals_its_reference(name, squared):
+    row = OBJECTIVES[name]
+    batch, knobs = make(row, (3, 2), seed=15), settings(row, kd_temperature=1.7, tau_squared=squared)
+    expected = REFERENCES[name](arrays(batch), batch.mask.numpy(), knobs)["values"]
+    close(evaluate(row, *batch, knobs).values, kept(expected, batch.mask), 1e-9)

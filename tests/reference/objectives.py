@@ -177,7 +177,8 @@ def ppo(x, m, k):
 def grpo_kl(x, m, k):
     out = surrogate(ratio(x), x["advantages"], k)
     penalty = k3(x["logprobs"], x["reference_logprobs"])
-    return {**out, "values": out["values"] + k["beta_kl"] * penalty, "reference_k3": penalty}
+    weight = ratio(x) if k["ratio_weighted"] else 1.0
+    return {**out, "values": out["values"] + k["beta_kl"] * weight * penalty, "reference_k3": penalty}
 
 
 def gspo(x, m, k):

@@ -97,6 +97,7 @@ def grpo_kl(
     advantages: Tokens,
     *,
     beta_kl: BetaKL,
+    ratio_weighted: Annotated[bool, Domain("", "multiply the penalty by the ratio, gradient and all")] = False,
     clip_low: ClipLow = 0.2,
     clip_high: ClipHigh = 0.2,
     dual_clip: DualClip = 0.0,
@@ -104,11 +105,15 @@ def grpo_kl(
     """``grpo`` plus the customary penalty, beta_kl * k3(s, reference), back-propagated.
 
     The penalty's gradient follows KL(reference||student), not the direction it is named for: kept for replication.
+    Multiplied by u (``ratio_weighted``) its expected gradient is that of KL(student||reference), on stale rollouts
+    too (law: ``test_a_ratio_weighted_penalty_follows_the_named_direction``).
     Metrics: those of ``surrogate`` and ``reference_k3`` (nats).
     """
     out = grpo(logprobs, old_logprobs, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     penalty = k3(logprobs, reference_logprobs)
     metrics = {**out.metrics, "reference_k3": penalty.detach()}
+    if ratio_weighted:
+        penalty = ratio(logprobs - old_logprobs) * penalty
     return Values(values=out.values + beta_kl * penalty, metrics=metrics)
 
 
@@ -220,7 +225,7 @@ ROWS = (
     Objective(
         name="grpo:kl", function=grpo_kl, unit="token", normalizer="sequence", linear=False, status="PUBLISHED",
         credit="zscore", source=f"arXiv 2402.03300; {VERL}", formula=f"{SURROGATE} + beta_kl * k3(s, f)",
-        deviations="beta_kl must be given",
+        deviations="beta_kl must be given; TRL 1.16 sets ratio_weighted",
     ),
     Objective(
         name="grpo:mismatch-corrected", function=grpo_corrected, unit="token", normalizer="sequence", linear=False,

@@ -199,7 +199,7 @@ ROWS = (
     Objective(
         name="ipo", function=ipo, unit="pair", normalizer="sequence", linear=False, status="TO CHECK",
         source="arXiv 2310.12036", formula="(R_w - R_l - 1 / (2 * beta))**2",
-        deviations="sums by default; some libraries use means (length_norm)",
+        deviations="sums by default; TRL takes means (length_norm) and says that the paper's results did too",
     ),
     Objective(
         name="simpo", function=simpo, unit="pair", normalizer="sequence", linear=False, status="TO CHECK",

@@ -96,17 +96,26 @@ def assign(
     """
     if name not in CREDITS:
         raise ConfigError(f'credit must be a known rule, received "{name}". {nearest(name, CREDITS)}')
-    keys = groups.tolist() if isinstance(groups, Tensor) else list(groups)
-    if len(keys) != len(rewards):
-        raise ShapeError(
-            f"groups must have one entry per reward = {len(rewards)}, received {len(keys)}. Give each its problem."
-        )
-    members: dict[Hashable, list[int]] = {}
-    for index, key in enumerate(keys):
-        members.setdefault(key, []).append(index)
     out = torch.zeros_like(rewards)
-    for indices in members.values():
+    for indices in _members(groups, len(rewards)).values():
         out[indices] = CREDITS[name](rewards[indices], **settings)
+    return out
+
+
+def correct(rewards: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """1 where the reward is positive, else 0: what objectives read as ``correct``."""
+    return (rewards > 0).to(rewards.dtype)
+
+
+def group_all_wrong(rewards: Float[Tensor, " batch"], groups: Sequence[Hashable] | Tensor) -> Float[Tensor, " batch"]:
+    """1 where no rollout of the same problem has a positive reward, else 0.
+
+    >>> group_all_wrong(torch.tensor([1.0, 0.0, 0.0]), ["p1", "p2", "p1"]).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    out = torch.zeros_like(rewards)
+    for indices in _members(groups, len(rewards)).values():
+        out[indices] = float(not bool((rewards[indices] > 0).any()))
     return out
 
 
@@ -121,3 +130,15 @@ def per_token(advantages: Float[Tensor, " rows"], mask: Bool[Tensor, "batch time
 
 def _constant(rewards: Group) -> bool:
     return bool((rewards == rewards[0]).all())
+
+
+def _members(groups: Sequence[Hashable] | Tensor, size: int) -> dict[Hashable, list[int]]:
+    keys = groups.tolist() if isinstance(groups, Tensor) else list(groups)
+    if len(keys) != size:
+        raise ShapeError(
+            f"groups must have one entry per reward = {size}, received {len(keys)}. Give each its problem."
+        )
+    members: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        members.setdefault(key, []).append(index)
+    return members

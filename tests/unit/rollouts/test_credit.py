@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from limbeck.errors import ConfigError, DataError, DegenerateError, ShapeError
-from limbeck.rollouts.credit import CREDITS, assign, loo, max_rl, per_token, zscore
+from limbeck.rollouts.credit import CREDITS, assign, correct, group_all_wrong, loo, max_rl, per_token, zscore
 
 # K = 4, right/wrong at c = 1; 2; 3
 EXPECTED = {
@@ -59,6 +59,13 @@ def test_assign_keeps_order_and_separates_groups():
 def test_per_token_leaves_masked_cells_alone():
     mask = torch.tensor([[True, False], [True, True]])
     assert per_token(torch.tensor([2.0, -1.0]), mask).tolist() == [[2.0, 0.0], [-1.0, -1.0]]
+
+
+def test_outcome_columns():
+    rewards = torch.tensor([1.0, 0.0, -0.2, 0.5])
+    assert correct(rewards).tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert group_all_wrong(rewards, ["a", "b", "b", "c"]).tolist() == [0.0, 1.0, 1.0, 0.0]
+    assert group_all_wrong(rewards, ["a", "a", "b", "b"]).tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_refusals():
