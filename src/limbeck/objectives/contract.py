@@ -83,8 +83,9 @@ def evaluate(objective: Objective, inputs: Mapping[str, Tensor], mask: Tensor, k
     ready = {name: _ready(objective.name, name, inputs[name], mask) for name in names}
     if "pairs" in ready:
         _check_pairs(objective.name, ready, mask)
-    if "teacher_logits" in ready:
-        _check_vocabulary(objective.name, ready["logits"], ready["teacher_logits"])
+    for other in ("teacher_logits", "reference_logits"):
+        if other in ready:
+            _check_vocabulary(objective.name, ready["logits"], other, ready[other])
     ready |= {name: masks[name] for name in tensor_parameters(objective) if name in masks}
     out = objective.function(**ready, **knobs)
     metrics = dict(out.metrics)
@@ -156,15 +157,15 @@ def _finite(owner: str, name: str, tensor: Tensor, live: Tensor) -> Tensor:
     return tensor
 
 
-def _check_vocabulary(owner: str, logits: Tensor, teacher_logits: Tensor) -> None:
-    if logits.shape != teacher_logits.shape:
+def _check_vocabulary(owner: str, logits: Tensor, name: str, other: Tensor) -> None:
+    if logits.shape != other.shape:
         raise ShapeError(
-            f"{owner}: logits and teacher_logits must have one width, received {logits.shape[-1]} and "
-            f"{teacher_logits.shape[-1]}. Where the token maps are equal, use vocabulary.common_width."
+            f"{owner}: logits and {name} must have one width, received {logits.shape[-1]} and "
+            f"{other.shape[-1]}. Where the token maps are equal, use vocabulary.common_width."
         )
-    if bool((torch.isneginf(logits) != torch.isneginf(teacher_logits)).any()):
+    if bool((torch.isneginf(logits) != torch.isneginf(other)).any()):
         raise ShapeError(
-            f"{owner}: logits and teacher_logits must leave out the same ids, received -inf on one side only. Set "
+            f"{owner}: logits and {name} must leave out the same ids, received -inf on one side only. Set "
             "padding ids to -inf on both sides (vocabulary.common_width)."
         )
 

@@ -248,11 +248,11 @@ ROWS = (
     ),
     Objective(
         name="skew_forward", function=skew_forward, unit="token", normalizer="token", linear=False, status="TO CHECK",
-        source="skew divergences", formula="KL(Q || skew * Q + (1 - skew) * P)",
+        source="arXiv 2402.03898 (DistiLLM)", formula="KL(Q || skew * Q + (1 - skew) * P)",
     ),
     Objective(
         name="skew_reverse", function=skew_reverse, unit="token", normalizer="token", linear=False, status="TO CHECK",
-        source="skew divergences", formula="KL(P || skew * P + (1 - skew) * Q)",
+        source="arXiv 2402.03898 (DistiLLM)", formula="KL(P || skew * P + (1 - skew) * Q)",
     ),
     Objective(
         name="forward_kl_topk_tail", function=forward_kl_topk_tail, unit="token", normalizer="token", linear=False,

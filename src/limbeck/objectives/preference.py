@@ -198,16 +198,16 @@ ROWS = (
     ),
     Objective(
         name="ipo", function=ipo, unit="pair", normalizer="sequence", linear=False, status="TO CHECK",
-        source="arXiv 2310.12036", formula="(R_w - R_l - 1 / (2 * beta))**2",
+        source="arXiv 2310.12036; means equal TRL 1.16 (tested)", formula="(R_w - R_l - 1 / (2 * beta))**2",
         deviations="sums by default; TRL takes means (length_norm) and says that the paper's results did too",
     ),
     Objective(
         name="simpo", function=simpo, unit="pair", normalizer="sequence", linear=False, status="TO CHECK",
-        source="arXiv 2405.14734", formula="-log sigmoid(beta * (S_w / T_w - S_l / T_l) - gamma)",
+        source="arXiv 2405.14734; equal to TRL 1.16 (tested)", formula="-log sigmoid(beta * (S_w / T_w - S_l / T_l) - gamma)",
     ),
     Objective(
         name="kto", function=kto, unit="sequence", normalizer="sequence", linear=False, status="TO CHECK",
-        source="arXiv 2402.01306", formula="w * (1 - sigmoid(+-beta * (R - z)))",
+        source="arXiv 2402.01306; equal to TRL 1.16 at the same z (tested)", formula="w * (1 - sigmoid(+-beta * (R - z)))",
         deviations="the reference point z is a setting, 0 unless given, not estimated from mismatched rows",
     ),
     Objective(
