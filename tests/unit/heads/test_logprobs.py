@@ -54,7 +54,9 @@ def test_gradcheck():
     hidden, weight, offset, targets, _ = inputs(torch.float64)
 
     def function(h, w, b):
-        return tuple(score_tokens(h, Head(weight=w, bias=b, scale=0.5, softcap=3.0), targets, chunk_bytes=4 * VOCAB * 4))
+        return tuple(
+            score_tokens(h, Head(weight=w, bias=b, scale=0.5, softcap=3.0), targets, chunk_bytes=4 * VOCAB * 4)
+        )
 
     assert torch.autograd.gradcheck(function, (hidden, weight, offset))
 
