@@ -37,7 +37,8 @@ def _verdicts(view: View, other: str) -> list[Verdict]:
 
 
 def _seeds(view: View) -> list[Sentence]:
-    return summary.training_variance(view.seeds_per_arm())
+    pairs = view.results.comparison.get("pairs") or []
+    return summary.decision(len(pairs), view.alpha) + summary.training_variance(view.seeds_per_arm())
 
 
 def _geometry(view: View) -> list[Sentence]:
@@ -52,8 +53,11 @@ def _geometry(view: View) -> list[Sentence]:
 def _paths(view: View) -> list[Sentence]:
     paths = view.results.paths
     losses = dict.fromkeys(str(path["loss"]) for path in paths)
+    units = {str(path["loss"]): str(path.get("unit") or "nats/token") for path in paths}
     found = {loss: [_excess(view, path) for path in paths if path["loss"] == loss] for loss in losses}
-    return [sentence for loss in losses for sentence in summary.barriers(LOSSES.get(loss, loss), found[loss])]
+    return [
+        sentence for loss in losses for sentence in summary.barriers(LOSSES.get(loss, loss), units[loss], found[loss])
+    ]
 
 
 def _excess(view: View, path: dict[str, Any]) -> Excess:

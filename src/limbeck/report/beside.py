@@ -24,8 +24,8 @@ def pattern(view: View) -> Table | None:
         return None
     tones = {"reproduced": "up", "not reproduced": "down", "undecided": ""}
     rows = [
-        [Cell(c.claim, c.claim), Cell(c.published, c.published, note=c.status, tone="published"), Cell(c.ours, c.ours),
-         Cell(c.verdict, c.verdict, tone=tones[c.verdict])]
+        [Cell(c.claim, c.claim), Cell(c.published, c.published, tone="published"), Cell(c.status, tone="published"),
+         Cell(c.ours, c.ours), Cell(c.verdict, c.verdict, tone=tones[c.verdict])]
         for c in found
     ]  # fmt: skip
     return Table(
@@ -35,10 +35,10 @@ def pattern(view: View) -> Table | None:
             "pattern on this model and data; one that is not says that it does not carry over as it stands, not that the "
             "published measurement was wrong."
         ),
-        head=["claim", "published", "here", "verdict"],
+        head=["claim", "published", "status", "here", "verdict"],
         rows=rows,
         sheet=Sheet("published_claims", ["claim", "published", "status", "ours", "verdict"], [list(c) for c in found]),
-        words=4,
+        words=5,
     )
 
 
@@ -52,7 +52,7 @@ def accuracy(view: View) -> Table:
         shown = Cell()
         if ours is not None:
             value = number(ours["value"])
-            shown = Cell(percent(value), value, note=bounds(number(ours["low"]), number(ours["high"]), scale=100))
+            shown = Cell(percent(value), value, note=bounds(number(ours["low"]), number(ours["high"]), scale=100.0))
         rows.append([Cell(_NAMES[name], _NAMES[name]), *(Cell(v, v, tone="published") for v in values), shown])
         raw.append([name, *values, ours["value"] if ours else None])
     heads = [f"{c['test']} ({c['status']}, n {c['n']})" for c in spec["columns"]]
@@ -72,7 +72,7 @@ def quantities(view: View) -> Table:
     """Published geometry beside the same quantity here."""
     found = list(_quantities(view))
     rows = [
-        [Cell(what, what), Cell(value, value, note=status, tone="published"), Cell(ours, ours)]
+        [Cell(what, what), Cell(value, value, tone="published"), Cell(status, tone="published"), Cell(ours, ours)]
         for what, value, status, ours in found
     ]
     return Table(
@@ -81,10 +81,10 @@ def quantities(view: View) -> Table:
             "Norms and angles depend on the width of the matrices, the rank and the learning rate, so their sizes are not "
             "comparable across models; their order within each column is."
         ),
-        head=["quantity", "published", "here"],
+        head=["quantity", "published", "status", "here"],
         rows=rows,
         sheet=Sheet("published_geometry", ["quantity", "published", "status", "ours"], found),
-        words=3,
+        words=4,
     )
 
 
@@ -185,7 +185,8 @@ def setup(view: View) -> Table:
         rows.append(
             [
                 Cell(row["item"], row["item"]),
-                Cell(row["value"], row["value"], note=row["status"], tone="published"),
+                Cell(row["value"], row["value"], tone="published"),
+                Cell(row["status"], tone="published"),
                 Cell(here, here),
             ]
         )
@@ -194,10 +195,10 @@ def setup(view: View) -> Table:
     return Table(
         title="What differs in the set-up",
         caption=f"Any of these rows can explain a difference between their column and ours. Status of a number – {statuses}.",
-        head=["item", published()["source"], "here"],
+        head=["item", published()["source"], "status", "here"],
         rows=rows,
         sheet=Sheet("published_setup", ["item", "published", "status", "ours"], raw),
-        words=3,
+        words=4,
     )
 
 
@@ -214,7 +215,7 @@ def _ours(view: View) -> dict[str, str]:
         "teacher": str(study.get("teacher") or NONE),
         "learning rate": rates,
         "steps": _spread(view, "steps"),
-        "passes": f"{_spread(view, 'epochs')} epochs",
+        "passes": _spread(view, "epochs", " epochs"),
         "share right": f"{percent(min(shares), 0)} to {percent(max(shares), 0)} of each arm's rows"
         if shares and all(s == s for s in shares)
         else NONE,
@@ -230,10 +231,12 @@ def _adapters(config: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in sorted(lora.items())) if isinstance(lora, dict) else NONE
 
 
-def _spread(view: View, key: str) -> str:
+def _spread(view: View, key: str, unit: str = "") -> str:
     values = sorted(
         {number(run.facts[key]) for run in view.contenders if number(run.facts[key]) == number(run.facts[key])}
     )
     if not values:
         return NONE
-    return short(values[0]) if len(values) == 1 else f"{short(values[0])} to {short(values[-1])}, by arm"
+    if len(values) == 1:
+        return f"{short(values[0])}{unit}"
+    return f"{short(values[0])} to {short(values[-1])}{unit}, by arm"

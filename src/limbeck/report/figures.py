@@ -6,15 +6,16 @@ passed as ``text``, never inside a template, and escaped, because plotly reads t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from limbeck.report.parts import Figure, Panel, Sheet, label_text
 from limbeck.report.tables import LOSSES, column, swatch
-from limbeck.report.view import View
+from limbeck.report.view import Run, View
 from limbeck.report.words import bounds, fixed, number, percent, short
 
-MAX_POINTS = 200
+MAX_POINTS = 80  # of a training curve: more is noise at this size
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 
 
@@ -46,7 +47,7 @@ def forest(view: View) -> Figure:
     data = []
     for position, arm in enumerate(rows):
         value, low, high = (number(arm[key]) for key in ("value", "low", "high"))
-        text = f"{view.label(arm['name'])}: {percent(value)} ({bounds(low, high, scale=100)})"
+        text = f"{view.label(arm['name'])}: {percent(value)} ({bounds(low, high, scale=100.0)})"
         data.append(
             {
                 "type": "scatter", "mode": "markers", "x": column([100 * value]), "y": [position],
@@ -137,7 +138,7 @@ def paths(view: View) -> list[Figure]:
 def _paths_of(view: View, loss: str) -> Figure:
     chosen = [path for path in view.results.paths if path["loss"] == loss]
     accuracy = loss == "accuracy"
-    scale = 100 if accuracy else 1
+    scale = 100.0 if accuracy else 1.0
     ends = [scale * x for p in chosen for key in ("low", "high") for x in column(p[key]) if x is not None]
     pad = 0.06 * (max(ends) - min(ends) or 1) if ends else 0
     span = [min(ends) - pad, max(ends) + pad] if ends else None
@@ -202,41 +203,24 @@ _CURVES = (
 
 
 def training(view: View) -> Figure | None:
-    """What the optimizer saw, thinned to a few hundred points a run."""
+    """What the optimizer saw, as means over windows of steps."""
     runs = [run for run in view.runs if view.results.training.get(run.id)]
-    panels, rows, thinned = [], [], False
-    for key, title in _CURVES:
-        data = []
-        for run in runs:
-            curve = [r for r in view.results.training[run.id] if r.get(key) is not None]
-            kept = thin(curve)
-            thinned = thinned or len(kept) < len(curve)
-            if kept:
-                data.append(
-                    {
-                        "type": "scatter", "mode": "lines", "x": column([r.get("step") for r in kept]),
-                        "y": column([r[key] for r in kept]), "hoverinfo": "text",
-                        "text": [label_text(f"{run.label}, step {r.get('step')}: {short(number(r[key]))}") for r in kept],
-                        "line": {**style(view, run.id)["line"], "width": 1.5},
-                    }
-                )  # fmt: skip
-        if data:
-            layout = {"xaxis": axis("step"), "yaxis": {"zeroline": False, "nticks": 5}, "showlegend": False}
-            panels.append(Panel(title, data, layout))
+    panels = [panel for key, title in _CURVES if (panel := _curves(view, runs, key, title)) is not None]
     if not panels:
         return None
     keys = [key for key, _ in _CURVES]
-    for run in runs:
-        rows += [
-            [run.id, r.get("step"), r.get("learning_rate"), *(r.get(k) for k in keys)]
-            for r in view.results.training[run.id]
-        ]
-    note = f" Curves are thinned to {MAX_POINTS} points; the CSV holds every step." if thinned else ""
+    rows = [
+        [run.id, r.get("step"), r.get("learning_rate"), *(r.get(k) for k in keys)]
+        for run in runs
+        for r in view.results.training[run.id]
+    ]
+    longest = max(len(view.results.training[run.id]) for run in runs)
+    note = f" Each point is the mean of up to {-(-longest // MAX_POINTS)} records; the CSV holds them all."
     return Figure(
-        title="Training",
+        title="Curves",
         caption=(
             "Arms minimize different things: their own losses cannot be compared with each other, the NLL can, on the "
-            f"rows that each was given. Dotted lines are further seeds.{note}"
+            f"rows that each was given. Dotted lines are further seeds.{note if longest > MAX_POINTS else ''}"
         ),
         panels=panels,
         sheet=Sheet("training", ["run", "step", "learning_rate", *keys], rows),
@@ -245,12 +229,35 @@ def training(view: View) -> Figure | None:
     )
 
 
-def thin(curve: Sequence[Any], limit: int = MAX_POINTS) -> list[Any]:
-    """At most ``limit`` evenly spaced entries, first and last among them.
+def _curves(view: View, runs: Sequence[Run], key: str, title: str) -> Panel | None:
+    data = []
+    for run in runs:
+        records = [(number(r.get("step")), number(r.get(key))) for r in view.results.training[run.id]]
+        steps, values = windows([record for record in records if all(map(math.isfinite, record))])
+        line = {**style(view, run.id)["line"], "width": 1.5}
+        if steps:
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": steps,
+                    "y": values,
+                    "hoverinfo": "x+y+name",
+                    "name": label_text(run.label, 26),
+                    "line": line,
+                }
+            )
+    layout = {"xaxis": axis("step"), "yaxis": {"zeroline": False, "nticks": 5}, "showlegend": False}
+    return Panel(title, data, layout) if data else None
 
-    >>> thin(range(10), 4)
-    [0, 3, 6, 9]
+
+def windows(curve: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> tuple[list[float], list[float]]:
+    """Means of steps and values over equal windows, at most ``limit`` of them.
+
+    >>> windows([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 5.0)], limit=2)
+    ([0.5, 2.5], [2.0, 5.0])
     """
-    if len(curve) <= limit:
-        return list(curve)
-    return [curve[round(i * (len(curve) - 1) / (limit - 1))] for i in range(limit)]
+    size = max(1, -(-len(curve) // limit))
+    parts = [curve[i : i + size] for i in range(0, len(curve), size)]
+    steps, values = ([sum(point[axis] for point in part) / len(part) for part in parts] for axis in (0, 1))
+    return steps, values

@@ -6,10 +6,10 @@ from typing import Any
 
 from limbeck.report.parts import Sheet, Widget
 from limbeck.report.view import Pair, View
-from limbeck.report.words import bounds, fixed, p_value, points
+from limbeck.report.words import bounds, count, fixed, number, p_value, percent, points, short
 
 TEXT_LIMIT = 1600  # characters of one response on the page; the results folder keeps the rest
-BUDGET = 2_200_000  # characters of all samples together, so that the page opens on a phone
+BUDGET = 1_500_000  # characters of all samples together, so that the page opens on a phone
 
 
 def matrix(view: View) -> Widget:
@@ -46,7 +46,7 @@ def _cell(pair: Pair | None, alpha: float, row: int, col: int) -> dict[str, Any]
     if pair is None:
         return {"text": "", "tone": "void", "row": row, "col": col, "counts": ""}
     called = pair.p_holm < alpha
-    size = min(3, 1 + int(abs(pair.difference) / 0.05))
+    size = min(3, 1 + int(abs(pair.difference) / 0.05)) if called else 0
     tone = "open" if not called else f"{'up' if pair.difference > 0 else 'down'}-{size}"
     plus = "+" if round(100 * pair.difference, 1) > 0 else ""
     return {
@@ -58,7 +58,7 @@ def _cell(pair: Pair | None, alpha: float, row: int, col: int) -> dict[str, Any]
         "counts": {
             "both": _count(pair.both_right), "a": _count(pair.a_only), "b": _count(pair.b_only),
             "none": _count(pair.both_wrong),
-            "difference": points(pair.difference), "interval": bounds(pair.low, pair.high, scale=100),
+            "difference": points(pair.difference), "interval": bounds(pair.low, pair.high, scale=100.0),
             "p": p_value(pair.p), "holm": p_value(pair.p_holm), "smallest": points(pair.smallest_callable, signed=False),
         },
     }  # fmt: skip
@@ -104,8 +104,8 @@ def browser(view: View) -> Widget:
             break
         problems.append(problem)
     left = len(view.results.samples) - len(problems)
-    notes = [f"{cut} texts are cut at {TEXT_LIMIT} characters."] if cut else []
-    notes += [f"{left} more problems are in samples.json and not on this page."] if left else []
+    notes = [f"Cut at {TEXT_LIMIT} characters: {count(cut, 'text')}."] if cut else []
+    notes += [f"Only in samples.json: {count(left, 'problem')}."] if left else []
     columns = ["problem_id", "run", "correct", "extracted", "answer", "finish"]
     rows = [
         [s["problem_id"], name, bool(r.get("correct")), r.get("extracted"), s["answer"], r.get("finish")]
@@ -148,6 +148,7 @@ def rollouts(view: View) -> Widget:
     ]  # fmt: skip
     sampling = r.get("sampling") or {}
     rows = [[key, r.get(key)] for key in keys] + [[f"sampling.{k}", v] for k, v in sorted(sampling.items())]
+    facts = [(key.replace("_", " ").replace(".", ", "), _fact(key, value)) for key, value in rows if value is not None]
     return Widget(
         kind="rollouts",
         title="The rollouts that all arms were given",
@@ -155,9 +156,17 @@ def rollouts(view: View) -> Widget:
             "Losses that differ only on wrong rollouts can differ only as far as there are any: the share right and the "
             "share of problems with both kinds bound what the arms can show."
         ),
-        data={"facts": rows, "examples": examples[:12]},
+        data={"facts": facts, "examples": examples[:12]},
         sheets=(Sheet("rollouts", ["what", "value"], rows),),
     )
+
+
+def _fact(key: str, value: object) -> str:
+    if key.endswith("_share"):
+        return percent(number(value))
+    if key == "digest":
+        return f"{str(value)[:16]}…"
+    return short(number(value)) if isinstance(value, (int, float)) else str(value)
 
 
 def _trim(text: str) -> tuple[str, int]:

@@ -143,7 +143,7 @@ def _provenance(view: View) -> Section:
         "missing": view.results.missing,
     }
     caption = "What made these numbers. The resolved configuration below runs the same study again."
-    widget = Widget(kind="provenance", title="Provenance", caption=caption, data=data)
+    widget = Widget(kind="provenance", title="Where the numbers come from", caption=caption, data=data)
     return _section("provenance", "Provenance", [widget], "")
 
 
@@ -206,12 +206,8 @@ def _environment() -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"next_of": next, "fact": _fact}
+    environment.filters["next_of"] = next
     return environment
-
-
-def _fact(value: object) -> str:
-    return short(value) if isinstance(value, float) else str(value)
 
 
 def _asset(name: str) -> str:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from limbeck.report.words import NONE
 
+MAX_ROWS = 150  # of a table on the page, so that a study of fifty arms still opens on a phone
+
 
 class Sheet(NamedTuple):
     """The numbers behind a table or a figure, unrounded. ``name`` is one of the program's own, never from data."""
@@ -62,7 +64,11 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table with its caption. ``words`` counts the leading columns of text, which are aligned left."""
+    """A table with its caption.
+
+    ``words`` counts the leading columns of text, which are aligned left; rows after the ``first`` (0: none) are
+    folded away until asked for.
+    """
 
     title: str
     caption: str
@@ -70,7 +76,18 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     sheet: Sheet
     words: int = 1
+    first: int = 0
     kind: str = "table"
+
+    @property
+    def shown(self) -> Sequence[Sequence[Cell]]:
+        """The rows of the page; the sheet has them all."""
+        return self.rows[:MAX_ROWS]
+
+    @property
+    def left(self) -> int:
+        """How many rows are in the sheet alone."""
+        return len(self.rows) - len(self.shown)
 
 
 class Panel(NamedTuple):

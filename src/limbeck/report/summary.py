@@ -7,7 +7,7 @@ Holm-corrected p-value is below alpha; anything else is "not decided", with what
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from limbeck.report.words import bounds, count, fixed, listed, p_value, percent, points
@@ -55,12 +55,12 @@ def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) ->
 
 
 def _with_interval(v: Verdict, alpha: float) -> str:
-    level = f"{100 * (1 - alpha):g} % interval {bounds(v.low, v.high, scale=100)}"
+    level = f"{100 * (1 - alpha):g} % interval {bounds(v.low, v.high, scale=100.0)}"
     return f"{v.label} ({points(v.difference)}, {level}, Holm {p_value(v.p_holm)})"
 
 
 def _undecided(other: str, verdicts: Sequence[Verdict], n: int) -> Sentence:
-    who = "; ".join(f"{v.label} ({points(v.difference)}, Holm {p_value(v.p_holm)})" for v in verdicts)
+    who = ", ".join(_briefly(v) for v in verdicts)
     gaps = [v.smallest_callable for v in verdicts if math.isfinite(v.smallest_callable)]
     if not gaps:
         power = "No difference at all could have been called with so few problems on which they disagree."
@@ -69,7 +69,26 @@ def _undecided(other: str, verdicts: Sequence[Verdict], n: int) -> Sentence:
     else:
         reach = f"{fixed(100 * min(gaps), 1)} to {points(max(gaps), signed=False)}"
         power = f"The smallest difference that a single such test could have called is {reach}, by pair."
-    return Sentence("limit", f"Not decided against {other} on {count(n, 'problem')}: {who}. {power}")
+    return Sentence("limit", f"Not decided against {other} on {count(n, 'problem')} (points, Holm p): {who}. {power}")
+
+
+def _briefly(v: Verdict) -> str:
+    return f"{v.label} {points(v.difference).removesuffix(' points')} ({p_value(v.p_holm).removeprefix('p ').removeprefix('= ')})"
+
+
+def decision(num_pairs: int, alpha: float) -> list[Sentence]:
+    """How a difference is decided, once for all sentences.
+
+    >>> decision(0, 0.05)
+    []
+    """
+    if not num_pairs:
+        return []
+    text = (
+        f"Decided means that McNemar's exact test is below {alpha:g} after Holm's correction over all "
+        f"{count(num_pairs, 'pair')}; an interval holds for one pair at a time, so it can leave out 0 where nothing is decided."
+    )
+    return [Sentence("limit", text)]
 
 
 def ends(base: float, teacher: float) -> list[Sentence]:
@@ -84,18 +103,22 @@ def ends(base: float, teacher: float) -> list[Sentence]:
     return [Sentence("answer", f"Base answers {percent(base)} right{teacher_part}.")]
 
 
-def training_variance(seeds: int) -> list[Sentence]:
-    """What the number of seeds allows to say.
+def training_variance(seeds: Mapping[str, int]) -> list[Sentence]:
+    """What the number of seeds of each arm allows to say.
 
-    >>> training_variance(1)[0].text
+    >>> training_variance({"SFT": 1, "DPO": 1})[0].text
     'One seed: no claim about training variance.'
+    >>> training_variance({"SFT": 2, "DPO": 1})[0].text
+    'One seed for every arm but SFT: no claim about training variance.'
     """
-    if seeds < 1:
+    if not seeds:
         return []
-    if seeds == 1:
-        return [Sentence("limit", "One seed: no claim about training variance.")]
+    if min(seeds.values()) == 1:
+        repeated = [label for label, number in seeds.items() if number > 1]
+        who = f" for every arm but {listed(repeated)}" if repeated else ""
+        return [Sentence("limit", f"One seed{who}: no claim about training variance.")]
     text = (
-        f"{seeds} seeds an arm: accuracies are compared at the first seed, over problems; "
+        f"{min(seeds.values())} seeds an arm: accuracies are compared at the first seed, over problems; "
         "the other seeds show the spread of training."
     )
     return [Sentence("limit", text)]
@@ -160,10 +183,10 @@ class Excess(NamedTuple):
     null: bool
 
 
-def barriers(loss: str, paths: Sequence[Excess]) -> list[Sentence]:
+def barriers(loss: str, unit: str, paths: Sequence[Excess]) -> list[Sentence]:
     """Whether the mid-points of the paths lie above their chords, and whether any path is worse than its worse end.
 
-    >>> barriers("accuracy", [Excess("SFT to DPO", -0.01, -0.03, 0.01, False, False)])[0].text
+    >>> barriers("accuracy", "fraction", [Excess("SFT to DPO", -0.01, -0.03, 0.01, False, False)])[0].text
     'No barrier on accuracy: of 1 path, no mid-point is worse than the chord between its ends.'
     """
     real = [p for p in paths if not p.null and math.isfinite(p.value)]
@@ -178,8 +201,8 @@ def barriers(loss: str, paths: Sequence[Excess]) -> list[Sentence]:
         return [Sentence("path", text)]
     nulls = [p.value for p in paths if p.null and math.isfinite(p.value)]
     beyond = [p.label for p in above if not nulls or p.low > max(nulls)]
-    what = listed([f"{p.label} ({fixed(p.value, 3)}, {bounds(p.low, p.high, 3)})" for p in above])
-    text = f"Barrier on {loss} on {len(above)} of {total}: {what}."
+    what = listed([f"{p.label} {fixed(p.value, 3)} ({bounds(p.low, p.high, 3)})" for p in above])
+    text = f"Barrier on {loss} on {len(above)} of {total}, mid-point over the chord in {unit}: {what}."
     if nulls:
         text += f" Between two seeds it is {fixed(max(nulls), 3)}; beyond that: {listed(beyond) or 'none'}."
     over_text = f" Worse than both ends: {listed(over)}." if over else " No path is worse than its worse end."
@@ -198,7 +221,14 @@ def published(verdicts: Sequence[tuple[str, str]]) -> list[Sentence]:
         ("undecided", "and not decided here"),
         ("reproduced", "and reproduced here"),
     ):
-        group = [text for text, found in verdicts if found == verdict]
+        group = [
+            text[0].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+            for text, found in verdicts
+            if found == verdict
+        ]
         if group:
             out.append(Sentence("published", f"Published in arXiv 2606.23740 {words}: {'; '.join(group)}."))
+        elif verdict == "not reproduced" and verdicts:
+            text = f"Of {count(len(verdicts), 'published claim')} that these runs can test, none was contradicted."
+            out.append(Sentence("published", text))
     return out

@@ -41,7 +41,7 @@ def accuracy(view: View) -> Table:
             [
                 name_cell(view, name),
                 Cell(percent(value), value, tone="strong"),
-                Cell(bounds(low, high, scale=100), low),
+                Cell(bounds(low, high, scale=100.0), low),
                 Cell(f"{int(number(arm['correct']))} / {n}" if arm.get("correct") is not None else NONE, value),
                 *(cell for pair in pairs for cell in _pair_cells(pair, view.alpha)),
             ]
@@ -52,7 +52,7 @@ def accuracy(view: View) -> Table:
     columns = [f"{what}_vs_{key}" for key in ("base", "reference")[: len(held)] for what in _PAIR_COLUMNS]
     level = f"{100 * (1 - view.alpha):g}"
     return Table(
-        title="Accuracy",
+        title="Every entry",
         caption=(
             f"Share of problems right with its {level} % interval, and the paired difference in points to "
             f"{' and to '.join(labels)}. The interval of an arm speaks of other problems of this kind, not of another "
@@ -78,31 +78,28 @@ def _pair_cells(pair: Pair | None, alpha: float) -> list[Cell]:
     plus = "+" if round(100 * pair.difference, 1) > 0 else ""
     return [
         Cell(f"{plus}{fixed(100 * pair.difference, 1)}", pair.difference, tone=tone),
-        Cell(bounds(pair.low, pair.high, scale=100), pair.low),
+        Cell(bounds(pair.low, pair.high, scale=100.0), pair.low),
         Cell(p_value(pair.p_holm).removeprefix("p ").removeprefix("= "), pair.p_holm),
     ]
 
 
 def recipes(view: View) -> Table:
     """What each run was trained on and how; where arms differ besides their objective, it shows here."""
-    rows, raw = [], []
-    keys = ("learning_rate", "steps", "items", "rows", "epochs", "right_share")
+    numbers = ("learning_rate", "steps", "items", "rows", "epochs", "right_share", "final_nll", "seconds")
     texts = ("objective", "normalizer", "credit", "selection", "pair_rule")
+    rows, raw = [], []
     for run in view.runs:
         f = run.facts
-        cells = [Cell(str(f[key] or NONE), str(f[key] or "")) for key in texts]
-        values = [number(f[key]) for key in keys]
-        shown = [short(v) if key != "right_share" else percent(v, 0) for key, v in zip(keys, values, strict=True)]
-        rows.append(
-            [
-                name_cell(view, run.id),
-                *cells,
-                *(Cell(s, v) for s, v in zip(shown, values, strict=True)),
-                Cell(short(number(f["final_nll"])), number(f["final_nll"])),
-                Cell(short(number(f["seconds"])), number(f["seconds"])),
-            ]
-        )
-        raw.append([run.id, run.seed, run.role, *(f[k] for k in (*texts, *keys, "final_nll", "seconds", "stop_norm"))])
+        how = [f"per {f['normalizer']}" if f["normalizer"] else "", f"credit {f['credit']}" if f["credit"] else ""]
+        cells = [
+            Cell(str(f["objective"] or NONE), str(f["objective"]), note=", ".join(word for word in how if word)),
+            Cell(str(f["selection"] or NONE), str(f["selection"]), note=str(f["pair_rule"] or "")),
+        ]
+        for key in numbers:
+            value = number(f[key])
+            cells.append(Cell(percent(value, 0) if key == "right_share" else short(value), value))
+        rows.append([name_cell(view, run.id), *cells])
+        raw.append([run.id, run.seed, run.role, *(f[key] for key in (*texts, *numbers, "stop_norm"))])
     return Table(
         title="What each arm was given",
         caption=(
@@ -110,12 +107,12 @@ def recipes(view: View) -> Table:
             "another learning rate, number of rows or of passes differs by more than its objective."
         ),
         head=[
-            "arm", "objective", "normalizer", "credit", "selection", "pair rule", "learning rate", "steps", "items",
-            "rows", "epochs", "right, %", "last NLL, nats", "seconds",
+            "arm", "objective", "rows used", "learning rate", "steps", "items", "rows", "epochs", "right",
+            "last NLL, nats", "seconds",
         ],
         rows=rows,
-        sheet=Sheet("arms", ["run", "seed", "role", *texts, *keys, "final_nll", "seconds", "stop_norm"], raw),
-        words=6,
+        sheet=Sheet("arms", ["run", "seed", "role", *texts, *numbers, "stop_norm"], raw),
+        words=3,
     )  # fmt: skip
 
 
@@ -128,12 +125,18 @@ def _measured(row: Measurement, digits: int, *, null_digits: int | None = None) 
 
 
 def pairs_for_tables(view: View) -> list[tuple[Run, Run, bool]]:
-    """Lead pairs, those with the reference first, then the seed pairs, which are marked."""
-    ref = view.reference
-    pairs = sorted(view.lead_pairs(), key=lambda pair: ref not in pair)
-    seeds = {(a.id, b.id) for a, b in view.seed_pairs}
-    plain = [(a, b, False) for a, b in pairs if (a.id, b.id) not in seeds]
-    return plain + [(a, b, True) for a, b in view.seed_pairs]
+    """Pairs with the reference, then the seed pairs, which are marked, then all other lead pairs."""
+    seeds = {frozenset((a.id, b.id)) for a, b in view.seed_pairs}
+    plain = [(a, b, False) for a, b in view.lead_pairs() if frozenset((a.id, b.id)) not in seeds]
+    near = [pair for pair in plain if view.reference in pair]
+    return [*near, *((a, b, True) for a, b in view.seed_pairs), *(pair for pair in plain if pair not in near)]
+
+
+def _num_first(view: View) -> int:
+    """Pairs to show before the rest is asked for: those with the reference and those of two seeds."""
+    pairs = pairs_for_tables(view)
+    near = sum(seed or view.reference in (a, b) for a, b, seed in pairs)
+    return near if len(pairs) > near + 4 else 0
 
 
 def pair_cell(a: Run, b: Run, seed: bool) -> Cell:
@@ -161,7 +164,7 @@ def cosines(view: View) -> Table:
         values = [row.value for row in (cosine, *norms, *energies)]
         raw.append([a.id, b.id, seed, *values, cosine.null.id, low, high, cosine.reason])
     return Table(
-        title="Direction of the updates",
+        title="Pair by pair",
         caption=(
             "Cosine of two whole updates, the band in which randomly turned ones (N-ROT) fall, and the share of each "
             "update that is orthogonal to the other, as norm and as energy. A cosine mixes the objective with the "
@@ -177,6 +180,7 @@ def cosines(view: View) -> Table:
              "orthogonal_energy_a_to_b", "orthogonal_energy_b_to_a", "null_id", "null_q05", "null_q95", "reason"],
             raw,
         ),
+        first=_num_first(view),
     )  # fmt: skip
 
 
@@ -215,6 +219,7 @@ def angles(view: View) -> Table:
               "right largest", "u1 overlap", "v1 overlap"],
         rows=rows,
         sheet=Sheet("angles", ["a", "b", "seed_pair", *columns], raw),
+        first=_num_first(view),
     )  # fmt: skip
 
 
@@ -228,7 +233,7 @@ def spectra(view: View) -> Table:
         rows.append([name_cell(view, run.id), Cell(short(norm), norm), *cells])
         raw.append([run.id, norm, *(x for row in ranks for x in (row.value, row.null.mean))])
     return Table(
-        title="Length and rank",
+        title="Norm and four ranks",
         caption=(
             "Frobenius norm of the whole update and the mean over modules of four ranks. Chance is that of random "
             "factors of the same shapes. A rank is read beside the norm: short updates, as from a small learning rate "
@@ -266,11 +271,11 @@ def barriers(view: View) -> Table:
         raw.append([path["a"], path["b"], path["loss"], *extra, bool(path.get("null"))])
     columns = [f"{part}{end}" for part in ("midpoint", "barrier") for end in ("", "_low", "_high")]
     return Table(
-        title="Barriers",
+        title="Excess over the chord",
         caption=(
             "Excess of the loss over the straight line between its ends; positive is worse, for accuracy too. The "
             "mid-point is fixed in advance and is the number to read; the largest excess is biased upwards because it "
-            "is picked. A path can be monotone and still lie above its chord."
+            "is picked. Intervals are of one path at a time; a path can be monotone and still lie above its chord."
         ),
         head=["path", "loss", "mid-point", "interval", "largest", "interval", "worse than both ends"],
         rows=rows,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -73,7 +73,8 @@ class View:
         self.leads = [run for run in self.runs if run.lead]
         self.contenders = [run for run in self.leads if run.role != "null"]
         self.seed_pairs = _seed_pairs(self.runs)
-        self.alpha = number(results.comparison.get("alpha", 0.05))
+        alpha = number(results.comparison.get("alpha"))
+        self.alpha = alpha if math.isfinite(alpha) else 0.05
         self._pairs = _pairs(results.comparison)
         self._rows = _index(results.measurements)
         self.angle_k = self._angle_k()
@@ -138,10 +139,9 @@ class View:
         values = (self.get(metric, a.id, b.id, **where).value for a, b in self.seed_pairs)
         return [value for value in values if math.isfinite(value)]
 
-    def seeds_per_arm(self) -> int:
-        """The smallest number of seeds that any method was run with."""
-        seeds = [len({run.seed for run in self.runs if run.arm == lead.arm}) for lead in self.contenders]
-        return min(seeds, default=0)
+    def seeds_per_arm(self) -> dict[str, int]:
+        """How many seeds each contender was run with, by label; repeats by a null arm are not counted."""
+        return {lead.label: len({run.seed for run in self.runs if run.arm == lead.arm}) for lead in self.contenders}
 
     def _angle_k(self) -> int:
         rows = [key for key in self._rows if key[0] == "principal_angle_smallest" and key[1] == "module-median"]
@@ -171,7 +171,13 @@ def _runs(results: Results) -> tuple[Run, ...]:
                 facts=facts,
             )
         )
-    return tuple(runs)
+    return tuple(_as_repeat(run, runs) for run in runs)
+
+
+def _as_repeat(run: Run, runs: Sequence[Run]) -> Run:
+    """A null arm that repeats another arm's recipe takes its color and no longer leads: it is one more seed of it."""
+    twin = next((other for other in runs if other.arm != run.arm and other.lead and _repeats(other, run)), None)
+    return replace(run, lead=False, color=twin.color) if twin is not None and run.role == "null" else run
 
 
 def _seed_pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -180,6 +186,8 @@ def _seed_pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 
 def _repeats(a: Run, b: Run) -> bool:
+    if a.seed == b.seed:
+        return False
     recipes = [json.dumps([run.facts[key] for key in _RECIPE], sort_keys=True) for run in (a, b)]
     return "null" in (a.role, b.role) and recipes[0] == recipes[1]
 

@@ -33,20 +33,18 @@ def fixed(value: float, digits: int = 2) -> str:
 def short(value: float) -> str:
     """Three significant digits, powers of ten where plain digits would be long.
 
-    >>> short(0.00031), short(2.8413), short(51234.0), short(0.0)
-    ('3.10e−4', '2.84', '51 234', '0')
+    >>> short(0.00031), short(2.6), short(51234.0), short(0.0), short(300.0)
+    ('3.1e−4', '2.60', '51 234', '0', '300')
     """
     if not math.isfinite(value):
         return NONE
-    if value == 0:
-        return "0"
     size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}".replace(",", "\u202f" if size >= 1e7 else " ").replace("-", MINUS)
+    if size >= 1000 or value == round(value):
+        return f"{value:,.0f}".replace(",", " ").replace("-", MINUS)
     if size < 0.001:
         digits, power = f"{value:.2e}".split("e")
-        return f"{digits}e{int(power)}".replace("-", MINUS)
-    return f"{value:.3g}".replace("-", MINUS)
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}".replace("-", MINUS)
+    return f"{value:#.3g}".rstrip(".").replace("-", MINUS)
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -73,7 +71,7 @@ def points(value: float, *, signed: bool = True) -> str:
 def bounds(low: float, high: float, digits: int = 1, scale: float = 1.0) -> str:
     """The ends of an interval.
 
-    >>> bounds(-0.012, 0.03, scale=100)
+    >>> bounds(-0.012, 0.03, scale=100.0)
     '−1.2 to 3.0'
     """
     return f"{fixed(scale * low, digits)} to {fixed(scale * high, digits)}" if math.isfinite(low + high) else NONE

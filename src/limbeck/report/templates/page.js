@@ -43,7 +43,9 @@
     const panel = panels[Number(plot.dataset.panel)];
     const small = plot.classList.contains("small");
     const layout = paint(panel.layout, "");
-    Plotly.react(plot, paint(panel.data, ""), {
+    const data = paint(panel.data, "");
+    if (plot.clientWidth < 480) data.forEach((trace) => { if (trace.type === "heatmap") trace.showscale = false; });
+    Plotly.react(plot, data, {
       ...layout,
       xaxis: axisStyle(layout.xaxis),
       yaxis: axisStyle(layout.yaxis),
@@ -102,6 +104,17 @@
         table.tBodies[0].append(...rows.map(([, row]) => row));
       });
     });
+  });
+
+  document.querySelectorAll("table[data-fold]").forEach((table) => {
+    const button = document.createElement("button");
+    const label = () => { button.textContent = table.classList.contains("fold") ? `Show ${table.dataset.fold} more pairs` : "Show fewer"; };
+    button.type = "button";
+    button.className = "quiet unfold";
+    button.addEventListener("click", () => { table.classList.toggle("fold"); label(); });
+    table.classList.add("fold");
+    label();
+    table.parentElement.after(button);
   });
 
   // --- samples ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,132 @@
+"""Sentences say what their numbers say, and nothing beyond."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from limbeck.report import summary
+from limbeck.report.summary import Closeness, Excess, Verdict
+
+
+def texts(sentences: list[summary.Sentence]) -> list[str]:
+    return [s.text for s in sentences]
+
+
+BETTER = Verdict("DPO", 0.05, 0.02, 0.08, 0.004, 0.03)
+WORSE = Verdict("SFT", -0.061, -0.09, -0.03, 1e-6, 0.04)
+OPEN = Verdict("RFT", -0.01, -0.03, 0.01, 0.8, 0.025)
+
+
+def test_called_differences_are_named_with_interval_and_p_and_the_rest_is_not_decided():
+    said = texts(summary.against("base", [OPEN, BETTER, WORSE], alpha=0.05, n=500))
+    assert said[0] == "Better than base: DPO (+5.0 points, 95 % interval 2.0 to 8.0, Holm p = 0.004)."
+    assert said[1] == "Worse than base: SFT (−6.1 points, 95 % interval −9.0 to −3.0, Holm p < 0.001)."
+    assert said[2] == (
+        "Not decided against base on 500 problems (points, Holm p): RFT −1.0 (0.8). "
+        "The smallest difference that this test could have called alone is 2.5 points."
+    )
+
+
+def test_a_p_value_at_alpha_is_not_called():
+    said = texts(summary.against("base", [BETTER._replace(p_holm=0.05)], alpha=0.05, n=500))
+    assert said[0] == "No arm differs from base by a test corrected for all pairs."
+    assert said[1].startswith("Not decided against base")
+
+
+def test_a_missing_p_value_is_not_called():
+    assert "No arm differs" in texts(summary.against("base", [BETTER._replace(p_holm=math.nan)], alpha=0.05, n=9))[0]
+
+
+def test_called_arms_are_ordered_by_size_of_the_difference():
+    more = BETTER._replace(label="KTO", difference=0.09)
+    said = texts(summary.against("base", [BETTER, more], alpha=0.05, n=500))[0]
+    assert said.index("KTO") < said.index("DPO")
+
+
+def test_the_interval_is_labelled_by_alpha():
+    assert "99 % interval" in texts(summary.against("base", [BETTER], alpha=0.01, n=500))[0]
+
+
+def test_undecided_without_power_says_so_and_a_range_names_both_ends():
+    none = OPEN._replace(smallest_callable=math.nan)
+    assert "No difference at all could have been called" in texts(summary.against("b", [none], alpha=0.05, n=5))[-1]
+    two = [OPEN, OPEN._replace(label="DFT", smallest_callable=0.05)]
+    assert "is 2.5 to 5.0 points, by pair" in texts(summary.against("b", two, alpha=0.05, n=5))[-1]
+
+
+def test_no_comparison_with_the_other_says_nothing():
+    assert summary.against("base", [], alpha=0.05, n=0) == []
+
+
+def test_seeds():
+    assert texts(summary.training_variance({"SFT": 3, "DPO": 2}))[0].startswith("2 seeds an arm")
+    assert summary.training_variance({}) == []
+
+
+def test_an_unscored_base_is_a_limit():
+    assert summary.ends(math.nan, 0.9)[0].about == "limit"
+    assert texts(summary.ends(0.5, math.nan)) == ["Base answers 50.0 % right."]
+
+
+def test_cosines_are_sorted_into_closer_alike_and_apart_by_the_seed_null():
+    arms = [Closeness("DPO", 0.06, 0.02), Closeness("RFT", 0.97, 0.01), Closeness("DFT", 0.4, 0.01)]
+    said = texts(summary.cosines("SFT", arms, [0.35, 0.45]))
+    assert said[0] == "Cosine of the whole update with that of SFT: RFT 0.97, DFT 0.40, DPO 0.06."
+    assert said[1] == (
+        "Two seeds of one objective reach 0.35 to 0.45: closer than that to SFT is RFT; "
+        "no different from that to SFT is DFT; further apart is DPO."
+    )
+    assert said[2] == "Randomly turned updates (N-ROT) stay within ±0.020 of 0; every arm lies outside it."
+
+
+def test_a_cosine_inside_the_rotation_band_is_named_and_no_seed_null_is_a_limit():
+    said = summary.cosines("SFT", [Closeness("DPO", -0.01, 0.02)], [])
+    assert said[1].about == "limit"
+    assert said[2].text.endswith("inside it: DPO.")
+
+
+def test_undefined_cosines_are_left_out():
+    assert summary.cosines("SFT", [Closeness("DPO", math.nan, math.nan)], [0.4]) == []
+
+
+def test_a_barrier_needs_an_interval_above_zero():
+    flat = Excess("A to B", 0.05, -0.01, 0.11, False, False)
+    steep = Excess("A to C", 0.3, 0.2, 0.4, True, False)
+    seeds = Excess("A to A", 0.02, -0.1, 0.1, False, True)
+    assert texts(summary.barriers("accuracy", "fraction", [flat, seeds])) == [
+        "No barrier on accuracy: of 1 path, no mid-point is worse than the chord between its ends."
+    ]
+    assert texts(summary.barriers("bare", "nats/token", [flat, steep, seeds])) == [
+        "Barrier on bare on 1 of 2 paths, mid-point over the chord in nats/token: A to C 0.300 (0.200 to 0.400). "
+        "Between two seeds it is 0.020; beyond that: A to C. Worse than both ends: A to C."
+    ]
+
+
+def test_a_barrier_no_larger_than_between_seeds_is_not_beyond_them():
+    steep = Excess("A to C", 0.3, 0.2, 0.4, False, False)
+    seeds = Excess("A to A", 0.25, 0.1, 0.4, False, True)
+    assert "beyond that: none." in texts(summary.barriers("bare", "nats", [steep, seeds]))[0]
+
+
+def test_seed_pairs_alone_are_no_path():
+    assert summary.barriers("bare", "nats", [Excess("A to A", 0.1, 0.05, 0.2, False, True)]) == []
+
+
+def test_what_did_not_reproduce_is_printed_first_and_plainly():
+    said = texts(
+        summary.published([("DPO is best", "reproduced"), ("The sky is green", "not reproduced"), ("X", "undecided")])
+    )
+    assert said == [
+        "Published in arXiv 2606.23740 and NOT reproduced here: the sky is green.",
+        "Published in arXiv 2606.23740 and not decided here: X.",
+        "Published in arXiv 2606.23740 and reproduced here: DPO is best.",
+    ]
+    assert texts(summary.published([("DPO is best", "reproduced")]))[0].endswith("none was contradicted.")
+    assert summary.published([]) == []
+
+
+@pytest.mark.parametrize("value", [0.0, 0.04999])
+def test_a_small_p_value_below_alpha_is_called(value: float):
+    assert texts(summary.against("b", [BETTER._replace(p_holm=value)], alpha=0.05, n=9))[0].startswith("Better")

@@ -1,0 +1,166 @@
+"""Numbers are found by whose they are, whichever way round they were written."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from limbeck.errors import DataError, FolderError
+from limbeck.folders import read_json, write_json
+from limbeck.geometry.table import read_measurements, write_measurements
+from limbeck.report.claims import claims
+from limbeck.report.load import Results, load
+from limbeck.report.view import View
+from limbeck.types import Measurement
+
+
+@pytest.fixture(scope="session")
+def view(results: Path) -> View:
+    return View(load(results))
+
+
+def made(**fields: object) -> View:
+    empty = {
+        "study": {"name": "x", "arms": []}, "arms": [], "comparison": {}, "measurements": [], "paths": [],
+        "training": {}, "rollouts": {}, "samples": [], "provenance": {}, "missing": (),
+    }  # fmt: skip
+    return View(Results(**{**empty, **fields}))  # type: ignore[arg-type]
+
+
+def run(arm: str, seed: int, role: str = "method", **more: object) -> dict[str, object]:
+    from limbeck.report.load import RUN_KEYS
+
+    facts = dict.fromkeys(RUN_KEYS) | {"run": f"{arm}-s{seed}", "arm": arm, "seed": seed, "role": role, "init_seed": 0}
+    return facts | {"objective": "sft", "learning_rate": 1e-4} | more
+
+
+def test_a_pair_seen_from_the_other_side_changes_sign_and_counts(view: View):
+    one, two = view.pair("dpo-s0", "sft-s0"), view.pair("sft-s0", "dpo-s0")
+    assert one is not None
+    assert two is not None
+    assert one.difference == -two.difference
+    assert (one.low, one.high) == (-two.high, -two.low)
+    assert (one.a_only, one.both_right, one.p_holm) == (two.b_only, two.both_right, two.p_holm)
+    assert one.difference == pytest.approx((one.a_only - one.b_only) / one.n)
+
+
+def test_symmetric_metrics_are_found_from_both_sides_and_directed_ones_are_not_mixed(view: View):
+    assert view.get("cosine", "sft-s0", "dpo-s0") == view.get("cosine", "dpo-s0", "sft-s0")
+    there = view.directed("orthogonal_norm_fraction", "sft-s0", "dpo-s0")
+    back = view.directed("orthogonal_norm_fraction", "dpo-s0", "sft-s0")
+    assert (there.arm, back.arm) == ("sft-s0", "dpo-s0")
+
+
+def test_what_was_not_measured_is_nan_with_a_reason(view: View):
+    row = view.get("cosine", "sft-s0", "nobody")
+    assert math.isnan(row.value)
+    assert row.reason == "not_measured"
+
+
+def test_only_the_second_seed_of_an_arm_is_a_seed_pair(view: View):
+    assert [(a.id, b.id) for a, b in view.seed_pairs] == [("sft-s0", "sft-s1")]
+    assert view.seed_values("cosine") == [view.get("cosine", "sft-s0", "sft-s1").value]
+    assert view.seeds_per_arm()["SFT"] == 2
+    assert view.seeds_per_arm()["DPO"] == 1
+
+
+def test_a_null_arm_that_repeats_a_recipe_is_one_more_seed_of_it():
+    repeat = made(arms=[run("sft", 0), run("dpo", 0, objective="dpo"), run("again", 1, "null")])
+    assert [(a.id, b.id) for a, b in repeat.seed_pairs] == [("sft-s0", "again-s1")]
+    assert [r.id for r in repeat.leads] == ["sft-s0", "dpo-s0"]
+    assert repeat.by_id["again-s1"].color == repeat.by_id["sft-s0"].color
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"rollouts_digest": "other"}, {"init_seed": 1}])
+def test_a_null_arm_that_differs_in_more_than_the_seed_is_no_seed_pair(change: dict[str, object]):
+    assert made(arms=[run("sft", 0), run("again", 1, "null", **change)]).seed_pairs == []
+
+
+def test_final_rows_win_over_earlier_steps_and_rounded_updates_are_left_out():
+    fixed = {"metric": "frobenius_norm", "aggregation": "stacked", "unit": "weight", "arm": "a"}
+    rows = [
+        Measurement(value=3.0, **fixed),
+        Measurement(value=1.0, step=100, **fixed),
+        Measurement(value=9.0, delta_kind="bf16_visible", **fixed),
+        Measurement(value=8.0, kind="q_proj", **fixed),
+    ]
+    assert made(measurements=rows).get("frobenius_norm", "a").value == 3.0
+    assert made(measurements=rows[1:]).get("frobenius_norm", "a").value == 1.0
+
+
+def test_a_color_belongs_to_an_arm_and_base_and_teacher_have_none(view: View):
+    assert view.color("sft-s0") == view.color("sft-s1") == "@arm0"
+    assert view.color("dpo-s0") != view.color("sft-s0")
+    assert (view.color("base"), view.color("teacher")) == ("@base", "@teacher")
+
+
+def test_claims_follow_their_rules_in_both_directions(results: Path, view: View):
+    found = {c.claim: c for c in claims(view)}
+    assert found["DPO moves the weights least"].verdict == "reproduced"
+    assert found["A sharp barrier stands between RIFT and DPO"].verdict == "reproduced"
+    flat = [{**p, "excess_midpoint": {"value": 0.0, "low": -0.1, "high": 0.1}} for p in view.results.paths]
+    long = [
+        Measurement(**{**{k: getattr(m, k) for k in m.__slots__}, "value": 99.0})
+        if m.metric == "frobenius_norm" and m.arm == "dpo-s0"
+        else m
+        for m in view.results.measurements
+    ]
+    other = {f: getattr(view.results, f) for f in view.results.__slots__} | {"paths": flat, "measurements": long}
+    changed = {c.claim: c for c in claims(made(**other))}
+    assert changed["DPO moves the weights least"].verdict == "not reproduced"
+    assert changed["A sharp barrier stands between RIFT and DPO"].verdict == "not reproduced"
+
+
+def test_no_claim_is_judged_without_its_arms():
+    assert claims(made(arms=[run("sft", 0)])) == []
+
+
+def test_rows_of_single_modules_are_not_read(results: Path, view: View):
+    every = read_measurements(results / "measurements.parquet")
+    assert any(row.aggregation == "module" for row in every)
+    kept = [row for row in every if row.aggregation != "module"]
+    assert len(view.results.measurements) == len(kept)
+    assert [r.value for r in view.results.measurements if math.isfinite(r.value)] == [
+        r.value for r in kept if math.isfinite(r.value)
+    ]
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path):
+    with pytest.raises(FolderError, match=r"must hold study\.json .* none of them"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("study.json", [], "must hold a JSON object, received a list"),
+        ("arms.json", {}, "must hold a JSON list, received a dict"),
+        ("arms.json", [{"run": "x"}], "every entry needs run, arm; received entry 0 without arm"),
+        ("comparison.json", {"pairs": [3]}, "received entry 0 without a, b"),
+    ],
+)
+def test_malformed_files_are_refused_by_name(tmp_path: Path, name: str, value: object, message: str):
+    write_json(tmp_path / name, value)
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path)
+    assert name in str(caught.value)
+
+
+def test_a_table_that_is_none_is_refused(tmp_path: Path):
+    (tmp_path / "measurements.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="must be a Parquet file of measurements"):
+        load(tmp_path)
+
+
+def test_an_empty_table_is_fine(tmp_path: Path):
+    write_measurements(tmp_path / "measurements.parquet", [])
+    assert load(tmp_path).measurements == []
+
+
+def test_reading_changes_nothing(results: Path):
+    before = {path.name: path.read_bytes() for path in results.iterdir()}
+    load(results)
+    assert before == {path.name: path.read_bytes() for path in results.iterdir()}
+    assert isinstance(read_json(results / "study.json"), dict)
