@@ -35,6 +35,16 @@ def settings(objective: Objective, **given: object) -> dict[str, object]:
     return check_knobs(objective, {**wanted, **given}) | loop
 
 
+def off_default(objective: Objective) -> dict[str, object]:
+    """Every number moved to another place in its domain, so that no two settings or sides happen to agree."""
+    moved: dict[str, object] = {}
+    for index, (name, knob) in enumerate(knobs(objective).items()):
+        if knob.kind is float and not knob.required:
+            tries = (knob.default * (0.6 + 0.05 * index), 0.3 + 0.05 * index, 1.5 + 0.1 * index)
+            moved[name] = next(x for x in tries if x != knob.default and Domain(knob.domain, "").admits(x))
+    return moved
+
+
 def make(objective: Objective, lengths: Sequence[int], *, seed: int = 0, width: int | None = None) -> Batch:
     """A float64 batch whose row i has ``lengths[i]`` live tokens, left-aligned; rows 2j and 2j + 1 make pair j."""
     gen = torch.Generator().manual_seed(seed)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from tests.laws.batches import Batch, gradients, loss_of, make, normalizers, pieces, settings, tracked
+from tests.laws.batches import Batch, gradients, loss_of, make, normalizers, off_default, pieces, settings, tracked
 from tests.reference.objectives import REFERENCES
 
 from limbeck.errors import ConfigError, DegenerateError, ShapeError
@@ -313,6 +313,16 @@ def test_every_switch_equals_its_reference(name, given):
     default = evaluate(row, *batch, settings(row)).values
     if given != {"tau_squared": True}:  # at temperature 1 its factor is 1
         assert not torch.equal(out.values, default)
+
+
+@every
+def test_every_number_off_its_default_equals_its_reference(row):
+    batch, knobs = make(row, (3, 1, 4, 2), seed=16, width=5), settings(row, **off_default(row))
+    out, live = evaluate(row, *batch, knobs), live_units(row, batch)
+    expected = REFERENCES[row.name](arrays(batch), batch.mask.numpy(), knobs)
+    expected.setdefault("teacher_floored", np.zeros(live.shape))
+    for name, got in {"values": out.values, **out.metrics}.items():
+        close(got, kept(expected[name], live), 1e-9)
 
 
 @pytest.mark.parametrize("name", [n for n, row in OBJECTIVES.items() if "kd_temperature" in table_knobs(row)])
