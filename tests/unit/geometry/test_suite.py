@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from limbeck.errors import ConfigError, DegenerateError, ModelError, ProvenanceError
 from limbeck.geometry import METRICS, NULLS, REASONS
 from limbeck.geometry.compare import Plan, compare_module
-from limbeck.geometry.nulls import haar_frames
+from limbeck.geometry.nulls import haar_frames, random_spectra
+from limbeck.geometry.spectrum import stable_rank
 from limbeck.geometry.suite import measure
 from limbeck.types import Delta, LowRank, Measurement
 
@@ -180,7 +181,9 @@ def test_workers_and_repeats_change_nothing(arms, rows):
     again = measure(arms, ks=(4, 1), draws=50, signs=True, workers=2)
     assert [str(r) for r in again] == [str(r) for r in rows]
     other = measure(arms[:2], ks=(4,), draws=50, seed=1)
-    assert any(r.null != s.null for r, s in zip(other, measure(arms[:2], ks=(4,), draws=50, seed=2), strict=True))
+    pairs = list(zip(other, measure(arms[:2], ks=(4,), draws=50, seed=2), strict=True))
+    for null_id in ("N-ROW", "N-ISO"):
+        assert any(r.null != s.null for r, s in pairs if r.null.id == null_id)
 
 
 def test_progress_counts_modules_and_threads_are_restored(arms):
@@ -236,6 +239,29 @@ def test_one_undefined_module_is_left_out_and_counted(arms):
     others = [one(rows, module=m, **wanted).value for m in NAMES[1:]]
     assert mean.value == pytest.approx(np.mean(others))
     assert "rank_lt_k:1/6" in mean.reason
+
+
+def test_nulls_mix_exactly_the_modules_that_are_averaged(arms):
+    """Chance of a mean squared cosine is k/out, so its mean over modules is the mean of k/out over those modules."""
+
+    def thin(module: str, factors: LowRank) -> LowRank:
+        return LowRank(factors.left[:, :2], factors.right[:2]) if "k_proj" in module else factors
+
+    for left_out, first in (("", arms[0]), ("k_proj", mapped(arms[0], thin))):
+        rows = pick(measure([first, arms[1]], ks=(4,), draws=20), metric="mean_cos2", side="left")
+        for kind in ("", "q_proj"):
+            members = [m for m in NAMES if kind in m and not (left_out and left_out in m)]
+            chance = np.mean([4 / SHAPES[m][0] for m in members])
+            assert one(rows, aggregation="module-mean", kind=kind).null.mean == pytest.approx(chance, rel=0.02)
+
+
+def test_modules_of_one_shape_have_independent_nulls(rows, arms):
+    """The band of a mean over six modules is that of six independent draws, two for each of three shapes."""
+    rng = np.random.default_rng(1)
+    ranks = [stable_rank(random_spectra(*SHAPES[m], 12, draws=4000, rng=rng)) for m in NAMES]
+    low, high = np.quantile(torch.stack(ranks).mean(0).numpy(), (0.05, 0.95))
+    null = one(rows, metric="stable_rank", aggregation="module-mean", kind="", arm="a").null
+    assert null.q95 - null.q05 == pytest.approx(high - low, rel=0.12)  # shared draws would be wider by sqrt 2
 
 
 def test_k_beyond_the_matrix_and_flat_gaps_have_reasons():
