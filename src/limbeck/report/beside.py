@@ -33,7 +33,7 @@ def pattern(view: View) -> Table | None:
         caption=(
             "Each verdict is a rule about order or sign within the runs of this study. A claim borne out here supports the "
             "pattern on this model and data; one that is not says that it does not carry over as it stands, not that the "
-            "published measurement was wrong."
+            "published measurement was wrong. That two arms are not told apart is borne out by any test too weak to tell them."
         ),
         head=["claim", "published", "status", "here", "verdict"],
         rows=rows,

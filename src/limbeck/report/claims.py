@@ -14,7 +14,7 @@ from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 from limbeck.report.view import Run, View
-from limbeck.report.words import fixed, listed, p_value, percent, points, short
+from limbeck.report.words import fixed, listed, p_value, percent, points, short, span
 
 CLUSTER = ("sft", "rft", "rift")
 ALL = ("sft", "rft", "rift", "offline_grpo", "dft", "dpo")
@@ -141,7 +141,7 @@ def _cluster(view: View, runs: dict[str, Run]) -> Claim | None:
         f"The updates of {listed([run.label for run in inside])} lie closer to each other than to any other",
         "cosine 0.967 to 0.977 within, at most 0.74 to the others",
         "pub",
-        f"{fixed(min(within))} to {fixed(max(within))} within, at most {fixed(max(across))} to the others",
+        f"{span(within)} within, at most {fixed(max(across))} to the others",
         _verdict(min(within) > max(across)),
     )
 
@@ -173,7 +173,7 @@ def _seeds(view: View, runs: dict[str, Run]) -> Claim | None:
         "Two seeds of one loss are less alike than two losses of the SFT cluster at one seed",
         "0.07 to 0.36 against 0.967 and more",
         "pub",
-        f"{fixed(min(seeds))} to {fixed(max(seeds))} against {fixed(min(within))} and more",
+        f"{span(seeds)} against {fixed(min(within))} and more",
         _verdict(max(seeds) < min(within)),
     )
 

@@ -40,6 +40,28 @@ def legend(view: View, names: Sequence[str]) -> list[tuple[str, str]]:
     return [(swatch(view, name), view.label(name)) for name in dict.fromkeys(names)]
 
 
+def _dot(view: View, arm: dict[str, Any], axis_name: str, other: float, text: str) -> dict[str, Any]:
+    """One accuracy in percent along ``axis_name`` ("x" or "y") with its interval, at ``other`` on the other axis."""
+    value, low, high = (100 * number(arm[key]) for key in ("value", "low", "high"))
+    bars = {"type": "data", "symmetric": False, "array": column([high - value]), "arrayminus": column([value - low])}
+    across = "y" if axis_name == "x" else "x"
+    return {
+        "type": "scatter", "mode": "markers", axis_name: column([value]), across: [other],
+        f"error_{axis_name}": {**bars, "color": view.color(arm["name"]), "thickness": 2, "width": 0},
+        "text": [label_text(text, 120)], "hoverinfo": "text", **style(view, arm["name"]),
+    }  # fmt: skip
+
+
+def _base_line(view: View, axis_name: str) -> list[dict[str, Any]]:
+    """The base's accuracy as a dashed line across the plot."""
+    base = 100 * view.accuracy("base")
+    if not math.isfinite(base):
+        return []
+    across = "y" if axis_name == "x" else "x"
+    ends = {f"{axis_name}0": base, f"{axis_name}1": base, f"{across}0": 0, f"{across}1": 1, f"{across}ref": "paper"}
+    return [{"type": "line", **ends, "line": {"color": "@muted", "width": 1, "dash": "dash"}}]
+
+
 def forest(view: View) -> Figure:
     """Accuracy with intervals, one row an entry, the base as a line."""
     arms = view.scored()
@@ -48,32 +70,15 @@ def forest(view: View) -> Figure:
     for position, arm in enumerate(rows):
         value, low, high = (number(arm[key]) for key in ("value", "low", "high"))
         text = f"{view.label(arm['name'])}: {percent(value)} ({bounds(low, high, scale=100.0)})"
-        data.append(
-            {
-                "type": "scatter", "mode": "markers", "x": column([100 * value]), "y": [position],
-                "error_x": {"type": "data", "symmetric": False, "array": column([100 * (high - value)]),
-                            "arrayminus": column([100 * (value - low)]), "color": view.color(arm["name"]),
-                            "thickness": 2, "width": 0},
-                "text": [label_text(text, 120)], "hoverinfo": "text", **style(view, arm["name"]),
-            }
-        )  # fmt: skip
-    base = view.accuracy("base")
-    shapes = []
-    if base == base:
-        line = {"color": "@muted", "width": 1, "dash": "dash"}
-        shapes = [{"type": "line", "x0": 100 * base, "x1": 100 * base, "y0": 0, "y1": 1, "yref": "paper", "line": line}]
+        data.append(_dot(view, arm, "x", position, text))
     labels = [label_text(view.label(arm["name"]), 26) for arm in rows]
-    ticks = {
-        "tickmode": "array",
-        "tickvals": list(range(len(rows))),
-        "ticktext": labels,
-        "range": [-0.6, len(rows) - 0.4],
-    }
+    ticks = {"tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": labels}
     layout = {
-        "xaxis": axis("right, %"), "yaxis": {**ticks, "zeroline": False, "showgrid": False, "automargin": True},
-        "shapes": shapes, "showlegend": False,
-    }  # fmt: skip
-    sheet_rows = [[a["name"], a["value"], a["low"], a["high"], a.get("method")] for a in arms]
+        "xaxis": axis("right, %"),
+        "yaxis": {**ticks, "range": [-0.6, len(rows) - 0.4], "zeroline": False, "showgrid": False},
+        "shapes": _base_line(view, "x"),
+        "showlegend": False,
+    }
     return Figure(
         title="Accuracy with intervals",
         caption=(
@@ -81,51 +86,45 @@ def forest(view: View) -> Figure:
             "equal, because they answered the same problems: the paired tests below decide."
         ),
         panels=[Panel("", data, layout)],
-        sheet=Sheet("forest", ["run", "value", "low", "high", "method"], sheet_rows),
+        sheet=Sheet(
+            "forest",
+            ["run", "value", "low", "high", "method"],
+            [[a["name"], a["value"], a["low"], a["high"], a.get("method")] for a in arms],
+        ),
         size=f"rows-{min(24, max(4, 2 * ((len(rows) + 1) // 2)))}",
     )
 
 
 def norm_accuracy(view: View) -> Figure | None:
     """Length of the update against accuracy."""
+    scored = {arm["name"]: arm for arm in view.scored()}
     data, rows = [], []
     for run in view.runs:
         norm = view.get("frobenius_norm", run.id).value
-        norm = norm if norm == norm else number(run.facts["update_norm"])
-        arm = next((a for a in view.scored() if a["name"] == run.id), None)
-        if arm is None or norm != norm:
+        norm = norm if math.isfinite(norm) else number(run.facts["update_norm"])
+        arm = scored.get(run.id)
+        if arm is None or not math.isfinite(norm):
             continue
-        value, low, high = (number(arm[key]) for key in ("value", "low", "high"))
-        data.append(
-            {
-                "type": "scatter", "mode": "markers+text", "x": [norm], "y": column([100 * value]),
-                "error_y": {"type": "data", "symmetric": False, "array": column([100 * (high - value)]),
-                            "arrayminus": column([100 * (value - low)]), "color": view.color(run.id),
-                            "thickness": 1.5, "width": 0},
-                "text": [label_text(run.label, 26)], "textposition": "middle right", "hoverinfo": "text",
-                "hovertext": [label_text(f"{run.label}: norm {short(norm)}, {percent(value)}", 120)],
-                **style(view, run.id),
-            }
-        )  # fmt: skip
-        rows.append([run.id, norm, value, low, high])
+        text = f"{run.label}: norm {short(norm)}, {percent(number(arm['value']))}"
+        data.append(_dot(view, arm, "y", norm, text))
+        rows.append([run.id, norm, arm["value"], arm["low"], arm["high"]])
     if not rows:
         return None
-    base = view.accuracy("base")
-    line = {"color": "@muted", "width": 1, "dash": "dash"}
-    at = {"x0": 0, "x1": 1, "xref": "paper", "y0": 100 * base, "y1": 100 * base}
-    widest = max(row[1] for row in rows)
     layout = {
-        "xaxis": axis("Frobenius norm of the update", range=[0, 1.22 * widest]), "yaxis": axis("right, %"),
-        "shapes": [{"type": "line", **at, "line": line}] if base == base else [], "showlegend": False,
-    }  # fmt: skip
+        "xaxis": axis("Frobenius norm of the update", range=[0, 1.06 * max(row[1] for row in rows)]),
+        "yaxis": axis("right, %"),
+        "shapes": _base_line(view, "y"),
+        "showlegend": False,
+    }
     return Figure(
         title="How far each arm went, and what it is worth",
         caption=(
-            "Length of the update against accuracy, the base as a dashed line at length 0. An arm that stays close to "
+            "Length of the update against accuracy, the base as a dashed line. An arm that stays close to "
             "the base keeps its accuracy by standing still; only arms of equal length compare objectives here."
         ),
         panels=[Panel("", data, layout)],
         sheet=Sheet("norm_accuracy", ["run", "norm", "accuracy", "low", "high"], rows),
+        legend=legend(view, [row[0] for row in rows]),
     )
 
 

@@ -9,7 +9,7 @@ from limbeck.report.figures import axis, legend, style
 from limbeck.report.parts import Figure, Panel, Sheet, label_text
 from limbeck.report.tables import column
 from limbeck.report.view import Run, View, band
-from limbeck.report.words import bounds, fixed
+from limbeck.report.words import bounds, fixed, span
 
 MAX_PRINTED = 12  # arms up to which the numbers fit into the cells of the heatmap
 
@@ -40,7 +40,7 @@ def heatmap(view: View) -> Figure | None:
         "showlegend": False,
     }
     seeds = view.seed_values("cosine")
-    null = f"Two seeds of one recipe give {_range(seeds)} here" if seeds else "No recipe was run at two seeds"
+    null = f"Two seeds of one recipe give {span(seeds)} here" if seeds else "No recipe was run at two seeds"
     rows = [[a.id, b.id, v] for a, row in zip(runs, values, strict=True) for b, v in zip(runs, row, strict=True)]
     return Figure(
         title="Cosine of whole updates",
@@ -52,10 +52,6 @@ def heatmap(view: View) -> Figure | None:
         sheet=Sheet("cosine_heatmap", ["a", "b", "cosine"], rows),
         size="square",
     )
-
-
-def _range(values: list[float]) -> str:
-    return fixed(min(values)) if len(values) == 1 else f"{fixed(min(values))} to {fixed(max(values))}"
 
 
 def _cell_text(view: View, a: Run, b: Run, value: float) -> str:

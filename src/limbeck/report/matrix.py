@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from limbeck.report.parts import Sheet, Widget
+from limbeck.report.tables import swatch
 from limbeck.report.view import Pair, View
 from limbeck.report.words import bounds, count, fixed, number, p_value, percent, points, short
 
@@ -120,9 +121,16 @@ def browser(view: View) -> Widget:
             "often: the counts are in the tables above. " + " ".join(notes)
         ).strip(),
         data={"names": names, "labels": [view.label(n) for n in names],
-              "colors": [view.color(n).removeprefix("@") for n in names], "problems": problems},
+              "swatches": [swatch(view, n) for n in names], "problems": problems, "start": _start(view, names)},
         sheets=(Sheet("samples", columns, rows),),
     )  # fmt: skip
+
+
+def _start(view: View, names: list[str]) -> list[int]:
+    """Which two to put first: the reference and the base, else the first two."""
+    wanted = [name for name in (view.reference.id if view.reference else "", "base") if name in names]
+    first = list(dict.fromkeys([*wanted, *names]))
+    return [names.index(name) for name in (first * 2)[:2]]
 
 
 def rollouts(view: View) -> Widget:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from limbeck.report.words import bounds, count, fixed, listed, p_value, percent, points
+from limbeck.report.words import bounds, count, fixed, listed, p_value, percent, points, span
 
 
 class Verdict(NamedTuple):
@@ -159,7 +159,7 @@ def _beside_seeds(reference: str, arms: Sequence[Closeness], seed_null: Sequence
         text = "No objective was run at two seeds, so no cosine can be told from what another seed alone would give."
         return Sentence("limit", text)
     low, high = min(seed_null), max(seed_null)
-    reach = fixed(low) if low == high else f"{fixed(low)} to {fixed(high)}"
+    reach = span(seed_null)
     parts = []
     for words, group in (
         ("closer than that to", [a.label for a in arms if a.cosine > high]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from limbeck.report.parts import Cell, Sheet, Table
 from limbeck.report.view import Pair, Run, View, band
@@ -90,15 +91,15 @@ def recipes(view: View) -> Table:
     rows, raw = [], []
     for run in view.runs:
         f = run.facts
-        how = [f"per {f['normalizer']}" if f["normalizer"] else "", f"credit {f['credit']}" if f["credit"] else ""]
         cells = [
-            Cell(str(f["objective"] or NONE), str(f["objective"]), note=", ".join(word for word in how if word)),
+            Cell(str(f["objective"] or NONE), str(f["objective"]), note=_how(f)),
             Cell(str(f["selection"] or NONE), str(f["selection"]), note=str(f["pair_rule"] or "")),
         ]
         for key in numbers:
             value = number(f[key])
             cells.append(Cell(percent(value, 0) if key == "right_share" else short(value), value))
-        rows.append([name_cell(view, run.id), *cells])
+        name = name_cell(view, run.id)
+        rows.append([name._replace(note="; ".join(t for t in (name.note, run.note) if t)), *cells])
         raw.append([run.id, run.seed, run.role, *(f[key] for key in (*texts, *numbers, "stop_norm"))])
     return Table(
         title="What each arm was given",
@@ -114,6 +115,19 @@ def recipes(view: View) -> Table:
         sheet=Sheet("arms", ["run", "seed", "role", *texts, *numbers, "stop_norm"], raw),
         words=3,
     )  # fmt: skip
+
+
+def _how(facts: dict[str, Any]) -> str:
+    """Divisor, credit, knobs and stopping rule in one line."""
+    knobs = facts["knobs"] if isinstance(facts["knobs"], dict) else {}
+    stop = number(facts["stop_norm"])
+    words = [
+        f"per {facts['normalizer']}" if facts["normalizer"] else "",
+        f"credit {facts['credit']}" if facts["credit"] else "",
+        *(f"{key} {value}" for key, value in sorted(knobs.items())),
+        f"stopped at norm {short(stop)}" if math.isfinite(stop) else "",
+    ]
+    return ", ".join(word for word in words if word)
 
 
 def _measured(row: Measurement, digits: int, *, null_digits: int | None = None) -> Cell:
@@ -257,7 +271,7 @@ def barriers(view: View) -> Table:
             [
                 Cell(text, text, note="two seeds of one recipe" if path.get("null") else "",
                      tone="null" if path.get("null") else ""),
-                Cell(LOSSES.get(path["loss"], str(path["loss"])), path["loss"]),
+                Cell(SHORT_LOSSES.get(path["loss"], str(path["loss"])), path["loss"]),
                 Cell(fixed(number(middle.get("value")), 3), number(middle.get("value")), tone="down" if above else "",
                      note=str(middle.get("reason") or "").replace("_", " ")),
                 Cell(bounds(low, high, 3), low),
@@ -291,6 +305,9 @@ LOSSES = {
     "ce_cot": "cross-entropy after a fixed solution",
     "accuracy": "accuracy",
 }
+
+
+SHORT_LOSSES = {"ce_bare": "bare answer", "ce_cot": "fixed solution", "accuracy": "accuracy"}
 
 
 def column(values: Sequence[object]) -> list[float | None]:

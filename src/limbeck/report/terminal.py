@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,24 @@ def comparison_table(result: dict[str, Any]) -> str:
     return _text(arms) + _text(pairs)
 
 
-def _text(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=150)
+def objective_table(rows: Sequence[dict[str, str]]) -> str:
+    """One line per objective."""
+    shown = ("objective", "unit", "normalizer", "inputs", "knobs", "status", "formula")
+    table = Table(*shown)
+    for row in rows:
+        table.add_row(*(escape(row[name]) for name in shown))
+    return _text(table, width=200)
+
+
+def metric_table(metrics: Mapping[str, Any]) -> str:
+    """One line per metric of the geometry."""
+    table = Table("metric", "unit", "null", "meaning")
+    for name, metric in metrics.items():
+        table.add_row(name, metric.unit, metric.null, metric.meaning)
+    return _text(table)
+
+
+def _text(table: Table, *, width: int = 150) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]

@@ -33,6 +33,7 @@ class Run:
     label: str
     seed: object
     role: str
+    note: str
     lead: bool
     color: int
     facts: dict[str, Any]
@@ -149,7 +150,7 @@ class View:
 
 
 def _runs(results: Results) -> tuple[Run, ...]:
-    arms = [arm for arm in results.study["arms"] if isinstance(arm, dict) and "name" in arm]
+    arms = [arm for arm in results.study["arms"] or [] if isinstance(arm, dict) and "name" in arm]
     named = {arm["name"]: arm for arm in arms}
     order = list(dict.fromkeys([*named, *(run["arm"] for run in results.arms)]))
     seen: set[str] = set()
@@ -166,6 +167,7 @@ def _runs(results: Results) -> tuple[Run, ...]:
                 label=label if lead else f"{label}, seed {facts['seed']}",
                 seed=facts["seed"],
                 role=str(facts["role"] or arm.get("role") or "method"),
+                note=str(arm.get("note") or ""),
                 lead=lead,
                 color=order.index(facts["arm"]) % NUM_COLORS,
                 facts=facts,

@@ -77,6 +77,16 @@ def bounds(low: float, high: float, digits: int = 1, scale: float = 1.0) -> str:
     return f"{fixed(scale * low, digits)} to {fixed(scale * high, digits)}" if math.isfinite(low + high) else NONE
 
 
+def span(values: Sequence[float], digits: int = 2) -> str:
+    """From the least to the largest of some values, which may be one.
+
+    >>> span([0.5, 0.25]), span([0.5])
+    ('0.25 to 0.50', '0.50')
+    """
+    ends = dict.fromkeys(fixed(value, digits) for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
 def p_value(p: float) -> str:
     """With its relation sign.
 

@@ -290,12 +290,12 @@ def test_fifty_arms_stay_small_and_say_what_was_left_out(results: Path, tmp_path
     write_json(folder / "comparison.json", found)
     one = {"metric": "cosine", "unit": "none", "value": 0.5}
     rows = [Measurement(aggregation="stacked", arm=a, other=b, **one) for a, b in pairs]
-    rows += [Measurement(aggregation="layer", layer=n, arm=a, other=b, **one) for a, b in pairs for n in range(4)]
+    rows += [Measurement(aggregation="layer", layer=n, arm=a, other=b, **one) for a, b in pairs for n in range(2)]
     write_measurements(folder / "measurements.parquet", rows)
     said = "so " * 400
     answers = {name: {"text": said, "extracted": "1", "correct": True, "finish": "stop"} for name in names}
     problem = {"problem_id": "p", "prompt": "How many?", "answer": "1", "responses": answers}
-    write_json(folder / "samples.json", [problem] * 300)
+    write_json(folder / "samples.json", [problem] * 100)
     page = build(folder, tmp_path / "out")
     assert page.stat().st_size < 8e6
     text = text_of(Skeleton(page.read_text(encoding="utf-8")))
@@ -309,7 +309,7 @@ def test_a_browser_draws_every_figure_without_a_word_in_its_console(page: Path, 
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
         "--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path}", "--window-size=1280,30000",
-        "--virtual-time-budget=8000", "--dump-dom", page.as_uri(),
+        "--virtual-time-budget=5000", "--dump-dom", page.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]

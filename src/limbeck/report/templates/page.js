@@ -149,9 +149,7 @@
     const [text, extracted, correct, finish] = problem[3][arm];
     const box = element("div", "answer-card");
     const head = element("p", "card-head");
-    const color = samples.colors[arm];
-    const index = color.startsWith("arm") ? color.slice(3) : color;
-    head.append(element("b", `swatch-${index}`, samples.labels[arm]));
+    head.append(element("b", samples.swatches[arm], samples.labels[arm]));
     head.append(element("span", correct ? "is-right" : "is-wrong", correct ? "✓ right" : "✗ wrong"));
     const said = extracted ? `answer read: ${extracted}` : "no answer read";
     box.append(head, element("pre", "text", text), element("p", "gold", finish === "length" ? `${said} · cut by the length limit` : said));
@@ -180,7 +178,7 @@
         option.value = String(index);
         byId(id).append(option);
       });
-      byId(id).value = String(Math.min(which, samples.labels.length - 1));
+      byId(id).value = String(samples.start[which]);
       byId(id).addEventListener("change", filter);
     });
     byId("what").addEventListener("change", filter);
