@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+sys.path.insert(0, str(Path(__file__).parent))
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("limbeck", "beartype.beartype")
+hook = install_import_hook("limbeck", "typecheck.checked")
 
 import torch  # noqa: E402
 

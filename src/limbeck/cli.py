@@ -278,25 +278,21 @@ def objectives(
 ) -> None:
     """The objectives: inputs, knobs, unit, normalizer as published, source."""
     from limbeck.objectives import describe
+    from limbeck.report.terminal import objective_table
 
     if markdown:
         sys.stdout.write(describe.markdown())
     else:
-        typer.echo(describe.describe(name) if name else describe.table_text())
+        typer.echo(describe.describe(name) if name else objective_table(describe.table()))
 
 
 @app.command()
 def metrics() -> None:
     """The metrics of the geometry: unit, null, meaning."""
-    from rich.console import Console
-    from rich.table import Table
-
     from limbeck.geometry import METRICS
+    from limbeck.report.terminal import metric_table
 
-    table = Table("metric", "unit", "null", "meaning")
-    for name, metric in METRICS.items():
-        table.add_row(name, metric.unit, metric.null, metric.meaning)
-    Console().print(table)
+    typer.echo(metric_table(METRICS))
 
 
 @world_app.command("build")
@@ -304,17 +300,35 @@ def world_build(world: Annotated[str, typer.Argument(help="abacus")], out: Out) 
     """Train a world's base and teacher again from nothing."""
     import torch
 
-    from limbeck.errors import ConfigError, nearest
     from limbeck.folders import publish
-    from limbeck.worlds import WORLDS
+    from limbeck.worlds import check_world
     from limbeck.worlds.abacus.build import build
 
-    if world not in WORLDS:
-        raise ConfigError(f'there is no world "{world}". {nearest(world, WORLDS)}')
+    check_world(world)
     torch.set_num_threads(1)  # more threads change the order of sums, and with it the weights
     with publish(out, kind="world") as temporary:
         build(temporary, lambda record: typer.echo(record, err=True))
     typer.echo(out)
+
+
+@world_app.command("check")
+def world_check(
+    world: Annotated[str, typer.Argument(help="abacus")] = "abacus",
+    num: Annotated[int, typer.Option(min=10, help="Test problems.")] = 1000,
+) -> None:
+    """How good a world's base and teacher are, and how mixed the teacher's groups."""
+    from limbeck.evals.audit import audit, num_answers
+    from limbeck.progress import bar
+    from limbeck.worlds import check_world
+    from limbeck.worlds.abacus.build import MAX_NEW_TOKENS
+    from limbeck.worlds.abacus.generator import generate
+
+    check_world(world)
+    problems = [problem for problem, _ in generate("test", num, seed=0)]
+    with bar("check", num_answers(num)) as advance:
+        rows = audit(world, problems, max_new_tokens=MAX_NEW_TOKENS, advance=advance)
+    for name, found in rows:
+        typer.echo(f"{name:52} {found.value:.3f}   95 %: {found.low:.3f} to {found.high:.3f}   n = {found.n}")
 
 
 def main() -> None:

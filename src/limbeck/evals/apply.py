@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from limbeck.errors import ModelError
 from limbeck.types import Delta, LowRank
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @contextmanager
-def applied(model: nn.Module, delta: Delta | None) -> Iterator[nn.Module]:
+def applied(model: M, delta: Delta | None) -> Iterator[M]:
     """The model with the delta added while the context is open; ``None`` is the base itself.
 
     Raises:

@@ -14,6 +14,7 @@ from limbeck.types import Problem, RolloutSet
 from limbeck.worlds import WORLDS
 from limbeck.worlds.abacus.generator import generate
 
+SPLITS = ("train", "validation", "test")
 WORLD_PROBLEMS = 1000  # of a world's endless supply, unless a number is given
 
 
@@ -34,6 +35,8 @@ def problems_named(name: str, file_format: str, num: int | None, seed: int) -> d
     """``world:split`` or a file, as :func:`read_problems` takes it."""
     world, sign, split = name.partition(":")
     if sign and world in WORLDS:
+        if split not in SPLITS:
+            raise ConfigError(f'world "{world}" has no split "{split}". {nearest(split, SPLITS)}')
         return {"world": world, "split": split, "num": num, "seed": seed}
     return {"path": name, "format": file_format, "num": num}
 

@@ -7,12 +7,12 @@ steps it builds on. A finished folder with that digest is the step's result, who
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from limbeck import __version__
 from limbeck.batches.collate import PER_TOKEN_INPUTS
+from limbeck.errors import ConfigError
 from limbeck.folders import digest_of, file_digest
 from limbeck.objectives import inputs as objective_inputs
 from limbeck.studies.config import ArmConfig, ProblemsConfig, StudyConfig
@@ -113,8 +113,6 @@ def _add_runs(
 
 
 def _refuse_matches(waiting: list[tuple[ArmConfig, int]]) -> None:
-    from limbeck.errors import ConfigError
-
     names = ", ".join(run_name(arm.name, seed) for arm, seed in waiting)
     raise ConfigError(
         f"match_norm and match_items must name arms that run at the same seed and do not match each other in a circle, "
@@ -154,8 +152,6 @@ def _scores_read(config: StudyConfig, arm: ArmConfig) -> list[str]:
 
 def _scorer(config: StudyConfig, name: str) -> dict[str, Any]:
     """Which model gives a per-token input: the teacher its own, the base the reference and the old policy."""
-    from limbeck.errors import ConfigError
-
     model = config.teacher if name == "teacher_logprobs" else config.student
     if model is None:
         raise ConfigError(f"an arm reads {name}: the study needs a teacher, received none.")
@@ -181,8 +177,3 @@ def _rollouts(config: StudyConfig) -> dict[str, Any]:
 def _problems(config: ProblemsConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     return {**values, "file_digest": file_digest(Path(config.path))} if config.path else values
-
-
-def pairs_of(names: list[str]) -> list[tuple[str, str]]:
-    """All unordered pairs, in order."""
-    return list(combinations(names, 2))

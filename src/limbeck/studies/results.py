@@ -16,6 +16,7 @@ from limbeck.rollouts.store import read_rollouts
 from limbeck.studies.config import StudyConfig
 from limbeck.studies.inputs import read_problems
 from limbeck.studies.plan import Step, run_name
+from limbeck.studies.runner import read_seconds
 from limbeck.train.models import load_tokenizer
 from limbeck.train.record import read_metrics
 from limbeck.types import Finish, Rollout, RolloutSet
@@ -61,7 +62,8 @@ def collect(
         write_json(temporary / "training.json", {run: _curve(folders[f"train/{run}"]) for run in runs})
         write_json(temporary / "rollouts.json", _rollouts(config, rollout_set))
         write_json(temporary / "samples.json", _samples(config, folders))
-        timing = [{"name": step.name, "seconds": _seconds(folders[step.name])} for step in steps]
+        times = read_seconds(folders["rollouts"].parent)
+        timing = [{"name": step.name, "seconds": times.get(step.folder)} for step in steps]
         provenance = {
             "limbeck": versions().get("limbeck", ""),
             "versions": versions(),
@@ -193,7 +195,3 @@ def _samples(config: StudyConfig, folders: dict[str, Path]) -> list[dict[str, An
         }
         for p in ranked
     ]
-
-
-def _seconds(folder: Path) -> float | None:
-    return read_manifest(folder).get("wall_seconds")

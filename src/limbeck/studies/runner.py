@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 import torch
 
-from limbeck.folders import is_complete
+from limbeck.folders import is_complete, read_json, write_json
 from limbeck.studies.plan import Step
 from limbeck.studies.steps import KINDS
 
 Show = Callable[[str, float, float], None]  # title, done, total
 OVERALL = "study"
+TIMES = "seconds.json"
 _reports: Any = None  # the queue by which a worker tells its progress
 
 
@@ -42,7 +44,8 @@ def run_plan(steps: Sequence[Step], root: Path, *, workers: int, show: Show) -> 
     waiting = [step for step in steps if not is_complete(folders[step.name])]
     if workers == 1:
         for step in waiting:
-            _execute(step, folders, lambda share, name=step.name: meter.update(name, share))
+            seconds = _execute(step, folders, lambda share, name=step.name: meter.update(name, share))
+            _note_seconds(root, step, seconds)
             meter.update(step.name, 1.0)
         return folders
     context = multiprocessing.get_context("forkserver")
@@ -60,6 +63,8 @@ def run_plan(steps: Sequence[Step], root: Path, *, workers: int, show: Show) -> 
             for future in done:
                 step = running.pop(future)
                 error = error or future.exception()
+                if future.exception() is None:
+                    _note_seconds(root, step, future.result())
                 meter.update(step.name, 1.0)
             if error and not running:
                 raise error
@@ -104,13 +109,27 @@ def _start(reports: Any) -> None:
     torch.set_num_threads(1)
 
 
-def _work(step: Step, folders: Mapping[str, Path]) -> None:
-    _execute(step, folders, lambda share: _reports.put((step.name, share)))
+def _work(step: Step, folders: Mapping[str, Path]) -> float:
+    return _execute(step, folders, lambda share: _reports.put((step.name, share)))
 
 
-def _execute(step: Step, folders: Mapping[str, Path], tell: Callable[[float], None]) -> None:
+def _execute(step: Step, folders: Mapping[str, Path], tell: Callable[[float], None]) -> float:
+    """Run one step; the seconds it took."""
+    begin = time.monotonic()
     inputs = {role: folders[name] for role, name in step.inputs.items()}
     KINDS[step.kind](step.params, inputs, folders[step.name], tell)
+    return time.monotonic() - begin
+
+
+def _note_seconds(root: Path, step: Step, seconds: float) -> None:
+    """Kept apart from the steps' own folders, whose content must not depend on the clock."""
+    known = read_seconds(root)
+    write_json(root / TIMES, {**known, step.folder: round(seconds, 2)})
+
+
+def read_seconds(root: Path) -> dict[str, float]:
+    """Step folder to the seconds that made it."""
+    return read_json(root / TIMES) if (root / TIMES).is_file() else {}
 
 
 def default_workers(model_bytes: int) -> int:

@@ -97,7 +97,7 @@ def evaluate_checkpoint(params: Params, inputs: Inputs, out: Path, tell: Tell) -
     decoding = Decoding(max_new_tokens=params["max_new_tokens"], batch_size=params["batch_size"])
     with applied(load_model(params["base"]), delta) as model:
         table = evaluate(
-            model,  # type: ignore[arg-type]
+            model,
             load_tokenizer(params["base"]),
             problems,
             decoding,

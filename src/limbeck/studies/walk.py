@@ -41,7 +41,7 @@ def walk(params: dict[str, Any], inputs: dict[str, Path], out: Path, tell: Calla
         with applied(model, between(deltas["a"], deltas["b"], alpha)) as point:
             losses = teacher_forced(point, tokenizer, items)
             if params["accuracy"]:
-                table = evaluate(point, tokenizer, [i.problem for i in items], decoding, name=f"{alpha:g}")  # type: ignore[arg-type]
+                table = evaluate(point, tokenizer, [i.problem for i in items], decoding, name=f"{alpha:g}")
                 losses["accuracy"] = _in_order(items, table)
         points.append(losses)
         tell(len(points) / len(alphas))

@@ -151,5 +151,5 @@ def _scores(
 def _save_adapter(model: PeftModel, folder: Path, config: RunConfig, identity: dict[str, str]) -> None:
     for peft_config in model.peft_config.values():
         peft_config.base_model_name_or_path = config.base
-    model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder), save_embedding_layers=False)  # an adapter on projections touches none
     write_json(folder / "limbeck.json", identity)

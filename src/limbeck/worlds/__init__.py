@@ -24,3 +24,9 @@ def resolve(name: str) -> Path:
     if model not in known:
         raise ConfigError(f'world "{world}" has no model "{model}". {nearest(model, known)}')
     return folder
+
+
+def check_world(name: str) -> None:
+    """Refuse a world that does not exist, naming the nearest."""
+    if name not in WORLDS:
+        raise ConfigError(f'there is no world "{name}". {nearest(name, WORLDS)}')
