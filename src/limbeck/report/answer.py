@@ -68,7 +68,7 @@ def _excess(view: View, path: dict[str, Any]) -> Excess:
         low=number(middle.get("low")),
         high=number(middle.get("high")),
         worse_than_ends=bool(path.get("worse_than_ends")),
-        null=bool(path.get("null")),
+        null=view.is_null(path),
     )
 
 

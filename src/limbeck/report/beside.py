@@ -9,7 +9,7 @@ from typing import Any
 from limbeck.report.claims import claims, named, published
 from limbeck.report.parts import Cell, Sheet, Table
 from limbeck.report.view import Run, View
-from limbeck.report.words import NONE, bounds, fixed, listed, number, percent, short
+from limbeck.report.words import NONE, bounds, compact, fixed, listed, number, percent, short
 
 _NAMES = {
     "base": "base", "sft": "SFT", "rft": "RFT", "dft": "DFT", "rift": "RIFT", "offline_grpo": "offline GRPO",
@@ -227,7 +227,8 @@ def _ours(view: View) -> dict[str, str]:
 
 
 def _adapters(config: Any) -> str:
-    lora = config.get("lora") or config.get("adapter") if isinstance(config, dict) else None
+    train = config.get("train") if isinstance(config, dict) else None
+    lora = train.get("lora") if isinstance(train, dict) else None
     return ", ".join(f"{k} {v}" for k, v in sorted(lora.items())) if isinstance(lora, dict) else NONE
 
 
@@ -238,5 +239,5 @@ def _spread(view: View, key: str, unit: str = "") -> str:
     if not values:
         return NONE
     if len(values) == 1:
-        return f"{short(values[0])}{unit}"
-    return f"{short(values[0])} to {short(values[-1])}{unit}, by arm"
+        return f"{compact(values[0])}{unit}"
+    return f"{compact(values[0])} to {compact(values[-1])}{unit}, by arm"

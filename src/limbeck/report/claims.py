@@ -37,18 +37,20 @@ def published() -> dict[str, Any]:
     return json.loads(text)
 
 
-def key_of(arm: str) -> str:
-    """An arm's name as the published table spells it.
+def key_of(arm: str, objective: str = "") -> str:
+    """An arm's name as the published table spells it; a bare "grpo" is what its objective says it is.
 
-    >>> key_of("Offline-GRPO")
-    'offline_grpo'
+    >>> key_of("Offline-GRPO"), key_of("grpo", "offline_grpo:advantage-nll"), key_of("grpo", "grpo")
+    ('offline_grpo', 'offline_grpo', 'grpo')
     """
-    return arm.lower().replace("-", "_").replace(" ", "_")
+    key = arm.lower().replace("-", "_").replace(" ", "_")
+    return "offline_grpo" if key == "grpo" and objective.startswith("offline_grpo") else key
 
 
 def named(view: View) -> dict[str, Run]:
     """Lead runs by published name; controls and nulls have other names and are not among them."""
-    return {key_of(run.arm): run for run in view.leads if key_of(run.arm) in published()["accuracy"]["rows"]}
+    keyed = {key_of(run.arm, str(run.facts["objective"] or "")): run for run in view.leads}
+    return {key: run for key, run in keyed.items() if key in published()["accuracy"]["rows"]}
 
 
 def claims(view: View) -> list[Claim]:
@@ -115,7 +117,9 @@ def _alike(view: View, runs: dict[str, Run]) -> Claim | None:
         return None
     apart = [pair for pair in known if pair.p_holm < view.alpha]
     values = [100 * view.accuracy(run.id) for run in members]
-    names = listed([f"{view.label(p.a)} and {view.label(p.b)}" for p in apart[:3]])
+    names = ", ".join(f"{view.label(p.a)} · {view.label(p.b)}" for p in apart[:4]) + (
+        " and more" if len(apart) > 4 else ""
+    )
     return Claim(
         "No two losses other than DPO are told apart by accuracy",
         "p >= 0.15 within the cluster",
@@ -196,18 +200,27 @@ def _spread(view: View, runs: dict[str, Run]) -> Claim | None:
     if not {"sft", "dpo"} <= runs.keys():
         return None
     metrics = ("stable_rank", "participation", "erank_energy", "erank")
-    both = [[view.get(m, runs[n].id, aggregation="module-mean").value for m in metrics] for n in ("dpo", "sft")]
+    both = [[_rank(view, m, runs[n]) for m in metrics] for n in ("dpo", "sft")]
     if not all(math.isfinite(x) for row in both for x in row):
         return None
-    higher = [x > y for x, y in zip(*both, strict=True)]
-    mixed = any(higher) and not all(higher)
+    noise = [
+        max((abs(_rank(view, m, a) - _rank(view, m, b)) for a, b in view.seed_pairs), default=0.0) for m in metrics
+    ]
+    gaps = [x - y for x, y in zip(*both, strict=True)]
+    higher = sum(gap > floor for gap, floor in zip(gaps, noise, strict=True))
+    lower = sum(gap < -floor for gap, floor in zip(gaps, noise, strict=True))
     return Claim(
         "DPO spreads its update over more directions than SFT",
         "effective rank 24.5 against about 16, formula not given",
         "pub",
-        f"by {sum(higher)} of 4 definitions; erank {fixed(both[0][3], 1)} against {fixed(both[1][3], 1)}",
-        "undecided" if mixed else _verdict(all(higher)),
+        f"erank {fixed(both[0][3], 1)} against {fixed(both[1][3], 1)}; beyond what two seeds differ by, higher in {higher} "
+        f"and lower in {lower} of 4 definitions",
+        _verdict(higher == 4) if 4 in (higher, lower) else "undecided",
     )
+
+
+def _rank(view: View, metric: str, run: Run) -> float:
+    return view.get(metric, run.id, aggregation="module-mean").value
 
 
 def _path(view: View, runs: dict[str, Run]) -> Claim | None:

@@ -131,10 +131,10 @@ def norm_accuracy(view: View) -> Figure | None:
 def paths(view: View) -> list[Figure]:
     """One figure a loss, one panel a path: the loss along the way with its interval, and the chord."""
     losses = list(dict.fromkeys(path["loss"] for path in view.results.paths))
-    return [_paths_of(view, loss) for loss in losses]
+    return [_paths_of(view, loss, loss if loss in LOSSES else f"other_{i}") for i, loss in enumerate(losses)]
 
 
-def _paths_of(view: View, loss: str) -> Figure:
+def _paths_of(view: View, loss: str, slug: str) -> Figure:
     chosen = [path for path in view.results.paths if path["loss"] == loss]
     accuracy = loss == "accuracy"
     scale = 100.0 if accuracy else 1.0
@@ -145,7 +145,7 @@ def _paths_of(view: View, loss: str) -> Figure:
     for path in chosen:
         panels.append(_path_panel(view, path, scale, span))
         points = zip(path["alphas"], path["mean"], path["low"], path["high"], strict=True)
-        rows += [[path["a"], path["b"], bool(path.get("null")), *point] for point in points]
+        rows += [[path["a"], path["b"], view.is_null(path), *point] for point in points]
     unit = "%" if accuracy else str(chosen[0].get("unit") or "nats")
     return Figure(
         title=f"Along the straight path: {LOSSES.get(loss, loss)}, {unit}",
@@ -158,14 +158,9 @@ def _paths_of(view: View, loss: str) -> Figure:
             "Below the chord is worse. A flat curve says that the two ends are joined at this resolution, no more."
         ),
         panels=panels,
-        sheet=Sheet(
-            f"path_{LOSS_SLUGS.get(loss, 'other')}", ["a", "b", "seed_pair", "alpha", "mean", "low", "high"], rows
-        ),
+        sheet=Sheet(f"path_{slug}", ["a", "b", "seed_pair", "alpha", "mean", "low", "high"], rows),
         size="small",
     )
-
-
-LOSS_SLUGS = {name: name for name in LOSSES}
 
 
 def _path_panel(view: View, path: dict[str, Any], scale: float, span: list[float] | None) -> Panel:
@@ -183,7 +178,7 @@ def _path_panel(view: View, path: dict[str, Any], scale: float, span: list[float
         {"type": "scatter", "mode": "lines+markers", "x": alphas, "y": mean, "text": text, "hoverinfo": "text",
          "line": {"color": color, "width": 2}, "marker": {"color": color, "size": 6}},
     ]  # fmt: skip
-    tail = " (two seeds)" if path.get("null") else ""
+    tail = " (two seeds)" if view.is_null(path) else ""
     layout = {
         "xaxis": {"tickvals": [0, 0.5, 1], "range": [-0.04, 1.04], "zeroline": False},
         "yaxis": {"zeroline": False, "nticks": 5, **({"range": span} if span else {})},

@@ -24,7 +24,7 @@ def heatmap(view: View) -> Figure | None:
         [_cell_text(view, a, b, v) for b, v in zip(runs, row, strict=True)] for a, row in zip(runs, values, strict=True)
     ]
     printed = len(runs) <= MAX_PRINTED
-    labels = [label_text(run.label, 20) for run in runs]
+    labels = [label_text(run.label, 26) for run in runs]
     positions = list(range(len(runs)))
     ticks = {"tickmode": "array", "tickvals": positions, "ticktext": labels, "showgrid": False, "zeroline": False}
     trace: dict[str, Any] = {
@@ -160,7 +160,7 @@ def _cka(view: View, metric: str, other: str, pairs: list[tuple[str, str]], laye
     slug = "base" if other == "base" else "reference"
     return Figure(
         title=f"Hidden states against {'the base' if other == 'base' else other}, by layer",
-        caption=f"{kind} on the same fixed text.{null} {words}",
+        caption=f"{kind} on the same fixed text.{null}{' Layer −1 is the embedding.' if -1 in layers else ''} {words}",
         panels=[Panel("", data, layout)],
         sheet=Sheet(f"cka_{slug}", ["arm", "other", "layer", metric, "cka_biased", "null_q05", "null_q95"], rows),
         legend=legend(view, shown),

@@ -7,7 +7,7 @@ from typing import Any
 from limbeck.report.parts import Sheet, Widget
 from limbeck.report.tables import swatch
 from limbeck.report.view import Pair, View
-from limbeck.report.words import bounds, count, fixed, number, p_value, percent, points, short
+from limbeck.report.words import bounds, compact, count, fixed, number, p_value, percent, points
 
 TEXT_LIMIT = 1600  # characters of one response on the page; the results folder keeps the rest
 BUDGET = 1_500_000  # characters of all samples together, so that the page opens on a phone
@@ -105,7 +105,14 @@ def browser(view: View) -> Widget:
             break
         problems.append(problem)
     left = len(view.results.samples) - len(problems)
-    notes = [f"Cut at {TEXT_LIMIT} characters: {count(cut, 'text')}."] if cut else []
+    asked = view.results.comparison.get("n") or 0
+    chosen = len(view.results.samples)
+    notes = (
+        [f"{chosen} of {asked} problems, as the study chose them: no share among them is an accuracy."]
+        if asked > chosen
+        else []
+    )
+    notes += [f"Cut at {TEXT_LIMIT} characters: {count(cut, 'text')}."] if cut else []
     notes += [f"Only in samples.json: {count(left, 'problem')}."] if left else []
     columns = ["problem_id", "run", "correct", "extracted", "answer", "finish"]
     rows = [
@@ -172,9 +179,9 @@ def rollouts(view: View) -> Widget:
 def _fact(key: str, value: object) -> str:
     if key.endswith("_share"):
         return percent(number(value))
-    if key == "digest":
+    if key.endswith("digest"):
         return f"{str(value)[:16]}…"
-    return short(number(value)) if isinstance(value, (int, float)) else str(value)
+    return compact(number(value)) if isinstance(value, (int, float)) else str(value)
 
 
 def _trim(text: str) -> tuple[str, int]:

@@ -23,7 +23,7 @@ from limbeck.report import answer, beside, figures, geometry_figures, matrix, ta
 from limbeck.report.load import load
 from limbeck.report.parts import Figure, Section, Widget, sheets_of
 from limbeck.report.view import View
-from limbeck.report.words import NONE, short
+from limbeck.report.words import NONE, number, short
 
 
 def build(results: Path, out: Path) -> Path:
@@ -130,7 +130,7 @@ def _published(view: View) -> Section:
 def _provenance(view: View) -> Section:
     p = view.results.provenance
     facts = [("limbeck", p.get("limbeck")), ("command", p.get("command")), ("started", p.get("started"))]
-    facts += [("seconds", short(float(p["seconds"])) if p.get("seconds") is not None else None)]
+    facts += [("seconds", short(number(p.get("seconds"))))]
     facts += [(f"version of {k}", v) for k, v in sorted((p.get("versions") or {}).items())]
     facts += [(f"host, {k}", v) for k, v in sorted((p.get("host") or {}).items())]
     facts += [("rollouts digest", view.results.rollouts.get("digest"))]
@@ -138,7 +138,7 @@ def _provenance(view: View) -> Section:
     facts += [(f"adapter of {run.id}", run.facts["adapter_digest"]) for run in view.runs if run.facts["adapter_digest"]]
     data = {
         "facts": [(key, str(value)) for key, value in facts if value is not None],
-        "steps": [(str(s.get("name")), short(float(s.get("seconds") or 0))) for s in p.get("steps") or []],
+        "steps": [(str(s.get("name")), short(number(s.get("seconds")))) for s in p.get("steps") or []],
         "config": json.dumps(plain(view.results.study.get("config")), indent=2, sort_keys=True, ensure_ascii=False),
         "missing": view.results.missing,
     }

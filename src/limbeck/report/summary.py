@@ -36,7 +36,7 @@ def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) ->
 
     >>> one = Verdict("DPO", 0.05, 0.02, 0.08, 0.004, 0.03)
     >>> against("base", [one], alpha=0.05, n=500)[0].text
-    'Better than base: DPO (+5.0 points, 95 % interval 2.0 to 8.0, Holm p = 0.004).'
+    'Better than base (points, 95 % interval, Holm p): DPO +5.0 (2.0 to 8.0, p = 0.004).'
     """
     if not verdicts:
         return []
@@ -44,8 +44,9 @@ def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) ->
     open_ = [v for v in verdicts if not v.p_holm < alpha]
     up = sorted((v for v in called if v.difference > 0), key=lambda v: -v.difference)
     down = sorted((v for v in called if v.difference <= 0), key=lambda v: v.difference)
+    what = f"points, {100 * (1 - alpha):g} % interval, Holm p"
     out = [
-        Sentence("answer", f"{word} than {other}: {'; '.join(_with_interval(v, alpha) for v in group)}.")
+        Sentence("answer", f"{word} than {other} ({what}): {', '.join(map(_with_interval, group))}.")
         for word, group in (("Better", up), ("Worse", down))
         if group
     ]
@@ -54,9 +55,9 @@ def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) ->
     return out + ([_undecided(other, open_, n)] if open_ else [])
 
 
-def _with_interval(v: Verdict, alpha: float) -> str:
-    level = f"{100 * (1 - alpha):g} % interval {bounds(v.low, v.high, scale=100.0)}"
-    return f"{v.label} ({points(v.difference)}, {level}, Holm {p_value(v.p_holm)})"
+def _with_interval(v: Verdict) -> str:
+    gap = points(v.difference).removesuffix(" points")
+    return f"{v.label} {gap} ({bounds(v.low, v.high, scale=100.0)}, {p_value(v.p_holm)})"
 
 
 def _undecided(other: str, verdicts: Sequence[Verdict], n: int) -> Sentence:
@@ -202,9 +203,10 @@ def barriers(loss: str, unit: str, paths: Sequence[Excess]) -> list[Sentence]:
     nulls = [p.value for p in paths if p.null and math.isfinite(p.value)]
     beyond = [p.label for p in above if not nulls or p.low > max(nulls)]
     what = listed([f"{p.label} {fixed(p.value, 3)} ({bounds(p.low, p.high, 3)})" for p in above])
-    text = f"Barrier on {loss} on {len(above)} of {total}, mid-point over the chord in {unit}: {what}."
+    kind = "Barrier" if over else "Above the chord, without a barrier,"
+    text = f"{kind} on {loss} on {len(above)} of {total}, mid-point over the chord in {unit}: {what}."
     if nulls:
-        text += f" Between two seeds it is {fixed(max(nulls), 3)}; beyond that: {listed(beyond) or 'none'}."
+        text += f" Between two seeds that is {fixed(max(nulls), 3)}; beyond it: {listed(beyond) or 'none'}."
     over_text = f" Worse than both ends: {listed(over)}." if over else " No path is worse than its worse end."
     return [Sentence("path", text + over_text)]
 

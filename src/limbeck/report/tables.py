@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from limbeck.geometry import REASONS
 from limbeck.report.parts import Cell, Sheet, Table
 from limbeck.report.view import Pair, Run, View, band
-from limbeck.report.words import NONE, bounds, fixed, number, p_value, percent, short
+from limbeck.report.words import NONE, bounds, compact, fixed, number, p_value, percent, short
 from limbeck.types import Measurement
 
 RANKS = ("stable_rank", "participation", "erank_energy", "erank")
@@ -97,7 +98,7 @@ def recipes(view: View) -> Table:
         ]
         for key in numbers:
             value = number(f[key])
-            cells.append(Cell(percent(value, 0) if key == "right_share" else short(value), value))
+            cells.append(Cell(percent(value, 0) if key == "right_share" else compact(value), value))
         name = name_cell(view, run.id)
         rows.append([name._replace(note="; ".join(t for t in (name.note, run.note) if t)), *cells])
         raw.append([run.id, run.seed, run.role, *(f[key] for key in (*texts, *numbers, "stop_norm"))])
@@ -132,7 +133,7 @@ def _how(facts: dict[str, Any]) -> str:
 
 def _measured(row: Measurement, digits: int, *, null_digits: int | None = None) -> Cell:
     """Value above, chance below."""
-    note = row.reason.replace("_", " ") if not math.isfinite(row.value) else ""
+    note = _why(row) if not math.isfinite(row.value) else ""
     if math.isfinite(row.null.mean):
         note = f"chance {fixed(row.null.mean, digits if null_digits is None else null_digits)}"
     return Cell(fixed(row.value, digits), row.value, note=note)
@@ -199,13 +200,116 @@ def cosines(view: View) -> Table:
 
 
 def _why(row: Measurement) -> str:
-    return row.reason.replace("_", " ")
+    """The reason that holds for the whole number; counts over modules only where there is no other."""
+    words = row.reason.split(";")
+    return "; ".join([word for word in words if ":" not in word] or words).replace("_", " ")
+
+
+def _flags(rows: Sequence[Measurement]) -> str:
+    """What the measurement flagged in some modules, with the largest count over all pairs of a table."""
+    worst: dict[str, tuple[int, int]] = {}
+    for word in (word for row in rows for word in row.reason.split(";")):
+        name, _, share = word.partition(":")
+        some, _, total = share.partition("/")
+        if name in REASONS and some.isdigit() and total.isdigit():
+            worst[name] = max(worst.get(name, (0, 0)), (int(some), int(total)))
+    texts = [
+        f" In up to {some} of {total} modules {REASONS[name].removeprefix('caveat: ')}."
+        for name, (some, total) in sorted(worst.items())
+    ]
+    return "".join(texts)
+
+
+def pairs_for_tables(view: View) -> list[tuple[Run, Run, bool]]:
+    """Pairs with the reference, then the seed pairs, which are marked, then all other lead pairs."""
+    seeds = {frozenset((a.id, b.id)) for a, b in view.seed_pairs}
+    plain = [(a, b, False) for a, b in view.lead_pairs() if frozenset((a.id, b.id)) not in seeds]
+    near = [pair for pair in plain if view.reference in pair]
+    return [*near, *((a, b, True) for a, b in view.seed_pairs), *(pair for pair in plain if pair not in near)]
+
+
+def _num_first(view: View) -> int:
+    """Pairs to show before the rest is asked for: those with the reference and those of two seeds."""
+    pairs = pairs_for_tables(view)
+    near = sum(seed or view.reference in (a, b) for a, b, seed in pairs)
+    return near if len(pairs) > near + 4 else 0
+
+
+def pair_cell(a: Run, b: Run, seed: bool) -> Cell:
+    """Both names, and whether the pair is there to show what a seed alone does."""
+    text = f"{a.label} · {b.label}"
+    return Cell(text, text, note="two seeds of one recipe" if seed else "", tone="null" if seed else "")
+
+
+def cosines(view: View) -> Table:
+    """Stacked cosine and orthogonal fractions of every pair."""
+    rows, raw = [], []
+    for a, b, seed in pairs_for_tables(view):
+        cosine = view.get("cosine", a.id, b.id)
+        norms = [view.directed("orthogonal_norm_fraction", *who) for who in ((a.id, b.id), (b.id, a.id))]
+        energies = [view.directed("orthogonal_energy_fraction", *who) for who in ((a.id, b.id), (b.id, a.id))]
+        low, high = band(cosine.null)
+        rows.append(
+            [
+                pair_cell(a, b, seed),
+                Cell(fixed(cosine.value, 3), cosine.value, note=_why(cosine)),
+                Cell(bounds(low, high, 3), high),
+                *(Cell(fixed(row.value, 2), row.value) for row in (*norms, *energies)),
+            ]
+        )
+        values = [row.value for row in (cosine, *norms, *energies)]
+        raw.append([a.id, b.id, seed, *values, cosine.null.id, low, high, cosine.reason])
+    return Table(
+        title="Pair by pair",
+        caption=(
+            "Cosine of two whole updates, the band in which randomly turned ones (N-ROT) fall, and the share of each "
+            "update that is orthogonal to the other, as norm and as energy. A cosine mixes the objective with the "
+            "learning rate and the seed: only rows beyond the marked seed pairs speak of the objective."
+        ),
+        head=[
+            "pair", "cosine", "N-ROT 5–95 %", "orthogonal, norm, 1st", "norm, 2nd", "energy, 1st", "energy, 2nd",
+        ],
+        rows=rows,
+        sheet=Sheet(
+            "cosines",
+            ["a", "b", "seed_pair", "cosine", "orthogonal_norm_a_to_b", "orthogonal_norm_b_to_a",
+             "orthogonal_energy_a_to_b", "orthogonal_energy_b_to_a", "null_id", "null_q05", "null_q95", "reason"],
+            raw,
+        ),
+        first=_num_first(view),
+    )  # fmt: skip
+
+
+def _why(row: Measurement) -> str:
+    """The reason that holds for the whole number; counts over modules only where there is no other."""
+    words = row.reason.split(";")
+    return "; ".join([word for word in words if ":" not in word] or words).replace("_", " ")
+
+
+_FLAGS = {
+    "rank_lt_k": "have fewer directions than asked for and are left out",
+    "k_gt_dim": "are narrower than the number of directions and are left out",
+    "k_over_eighth": "are narrower than eight times the number of directions, where unrelated subspaces meet by necessity",
+    "gap_ratio": "have a last direction hardly longer than the next, so that their subspace is not sharply defined",
+}
+
+
+def _flags(rows: Sequence[Measurement]) -> str:
+    """How many modules the measurement flagged, at most, over all pairs of a table."""
+    worst: dict[str, tuple[int, int]] = {}
+    for word in (word for row in rows for word in row.reason.split(";")):
+        name, _, share = word.partition(":")
+        some, _, total = share.partition("/")
+        if name in _FLAGS and some.isdigit() and total.isdigit():
+            worst[name] = max(worst.get(name, (0, 0)), (int(some), int(total)))
+    texts = [f" Up to {some} of {total} modules {_FLAGS[name]}." for name, (some, total) in sorted(worst.items())]
+    return "".join(texts)
 
 
 def angles(view: View) -> Table:
     """Principal angles of both sides and overlap of the leading directions, chance under each number."""
     k = view.angle_k
-    rows, raw = [], []
+    rows, raw, seen = [], [], []
     for a, b, seed in pairs_for_tables(view):
         found = [
             view.get(f"principal_angle_{which}", a.id, b.id, aggregation="module-median", side=side, k=k)
@@ -216,6 +320,7 @@ def angles(view: View) -> Table:
             view.get("leading_overlap", a.id, b.id, aggregation="module-mean", side=side, k=1)
             for side in ("left", "right")
         ]
+        seen += found
         cells = [_measured(row, 1) for row in found] + [_measured(row, 2) for row in leading]
         rows.append([pair_cell(a, b, seed), *cells])
         raw.append([a.id, b.id, seed, *(x for row in (*found, *leading) for x in (row.value, row.null.mean))])
@@ -227,7 +332,7 @@ def angles(view: View) -> Table:
             f"Median over modules of the angles between the {k}-dimensional leading subspaces, output (left) and input "
             "(right) side, and mean overlap of the first directions u1 and v1. The largest angle is near 90 for any "
             "unrelated pair, so it cannot show that two arms are apart; the smallest can. On the input side arms share "
-            "their initial factors, so chance is what is printed under the number, not 90."
+            "their initial factors, so chance is what is printed under the number, not 90." + _flags(seen)
         ),
         head=["pair", "left smallest", "left median", "left largest", "right smallest", "right median",
               "right largest", "u1 overlap", "v1 overlap"],
@@ -269,8 +374,8 @@ def barriers(view: View) -> Table:
         above = low > 0
         rows.append(
             [
-                Cell(text, text, note="two seeds of one recipe" if path.get("null") else "",
-                     tone="null" if path.get("null") else ""),
+                Cell(text, text, note="two seeds of one recipe" if view.is_null(path) else "",
+                     tone="null" if view.is_null(path) else ""),
                 Cell(SHORT_LOSSES.get(path["loss"], str(path["loss"])), path["loss"]),
                 Cell(fixed(number(middle.get("value")), 3), number(middle.get("value")), tone="down" if above else "",
                      note=str(middle.get("reason") or "").replace("_", " ")),
@@ -282,7 +387,7 @@ def barriers(view: View) -> Table:
         )  # fmt: skip
         numbers = [part.get(key) for part in (middle, most) for key in ("value", "low", "high")]
         extra = [path.get("unit"), *numbers, middle.get("method"), middle.get("n"), bool(path.get("worse_than_ends"))]
-        raw.append([path["a"], path["b"], path["loss"], *extra, bool(path.get("null"))])
+        raw.append([path["a"], path["b"], path["loss"], *extra, view.is_null(path)])
     columns = [f"{part}{end}" for part in ("midpoint", "barrier") for end in ("", "_low", "_high")]
     return Table(
         title="Excess over the chord",
@@ -302,12 +407,18 @@ def barriers(view: View) -> Table:
 
 LOSSES = {
     "ce_bare": "cross-entropy of the bare answer",
-    "ce_cot": "cross-entropy after a fixed solution",
+    "ce_cot": "cross-entropy of the answer after a fixed solution",
+    "ce_solution": "cross-entropy of a fixed solution",
     "accuracy": "accuracy",
 }
 
 
-SHORT_LOSSES = {"ce_bare": "bare answer", "ce_cot": "fixed solution", "accuracy": "accuracy"}
+SHORT_LOSSES = {
+    "ce_bare": "bare answer",
+    "ce_cot": "answer after solution",
+    "ce_solution": "solution",
+    "accuracy": "accuracy",
+}
 
 
 def column(values: Sequence[object]) -> list[float | None]:

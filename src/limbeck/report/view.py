@@ -135,6 +135,11 @@ class View:
         """All pairs of lead runs, in the order of the study."""
         return list(combinations(self.leads, 2))
 
+    def is_null(self, path: dict[str, Any]) -> bool:
+        """Whether a path joins two seeds of one recipe."""
+        ends = {path["a"], path["b"]}
+        return bool(path.get("null")) or any({a.id, b.id} == ends for a, b in self.seed_pairs)
+
     def seed_values(self, metric: str, **where: Any) -> list[float]:
         """A metric over the pairs that differ in their seed alone; what chance gives, where any was measured."""
         values = (self.get(metric, a.id, b.id, **where).value for a, b in self.seed_pairs)

@@ -47,6 +47,17 @@ def short(value: float) -> str:
     return f"{value:#.3g}".rstrip(".").replace("-", MINUS)
 
 
+def compact(value: float) -> str:
+    """Three significant digits without trailing zeros, for settings.
+
+    >>> compact(0.002), compact(2e-5), compact(3200.0)
+    ('0.002', '2e−5', '3 200')
+    """
+    if not math.isfinite(value) or abs(value) < 0.0001 or abs(value) >= 1000:
+        return short(value)
+    return f"{value:.3g}".replace("-", MINUS)
+
+
 def percent(value: float, digits: int = 1) -> str:
     """A fraction as a percentage.
 

@@ -72,7 +72,7 @@ def study() -> dict[str, Any]:
     return {
         "name": "abacus-six", "question": "Do six losses on identical rollouts make six different students?",
         "seeds": [0, 1], "student": "abacus base, Qwen3, 0.4 M weights", "teacher": "abacus teacher", "arms": arms,
-        "reference_arm": "sft", "config": {"lora": {"rank": RANK, "alpha": 32}, "note": EVIL},
+        "reference_arm": "sft", "config": {"train": {"lora": {"rank": RANK, "alpha": 32}}, "note": EVIL},
     }  # fmt: skip
 
 

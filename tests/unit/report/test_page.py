@@ -309,7 +309,7 @@ def test_a_browser_draws_every_figure_without_a_word_in_its_console(page: Path, 
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
         "--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path}", "--window-size=1280,30000",
-        "--virtual-time-budget=5000", "--dump-dom", page.as_uri(),
+        "--virtual-time-budget=20000", "--dump-dom", page.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]

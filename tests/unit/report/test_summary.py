@@ -21,8 +21,8 @@ OPEN = Verdict("RFT", -0.01, -0.03, 0.01, 0.8, 0.025)
 
 def test_called_differences_are_named_with_interval_and_p_and_the_rest_is_not_decided():
     said = texts(summary.against("base", [OPEN, BETTER, WORSE], alpha=0.05, n=500))
-    assert said[0] == "Better than base: DPO (+5.0 points, 95 % interval 2.0 to 8.0, Holm p = 0.004)."
-    assert said[1] == "Worse than base: SFT (−6.1 points, 95 % interval −9.0 to −3.0, Holm p < 0.001)."
+    assert said[0] == "Better than base (points, 95 % interval, Holm p): DPO +5.0 (2.0 to 8.0, p = 0.004)."
+    assert said[1] == "Worse than base (points, 95 % interval, Holm p): SFT −6.1 (−9.0 to −3.0, p < 0.001)."
     assert said[2] == (
         "Not decided against base on 500 problems (points, Holm p): RFT −1.0 (0.8). "
         "The smallest difference that this test could have called alone is 2.5 points."
@@ -100,14 +100,16 @@ def test_a_barrier_needs_an_interval_above_zero():
     ]
     assert texts(summary.barriers("bare", "nats/token", [flat, steep, seeds])) == [
         "Barrier on bare on 1 of 2 paths, mid-point over the chord in nats/token: A to C 0.300 (0.200 to 0.400). "
-        "Between two seeds it is 0.020; beyond that: A to C. Worse than both ends: A to C."
+        "Between two seeds that is 0.020; beyond it: A to C. Worse than both ends: A to C."
     ]
 
 
 def test_a_barrier_no_larger_than_between_seeds_is_not_beyond_them():
     steep = Excess("A to C", 0.3, 0.2, 0.4, False, False)
     seeds = Excess("A to A", 0.25, 0.1, 0.4, False, True)
-    assert "beyond that: none." in texts(summary.barriers("bare", "nats", [steep, seeds]))[0]
+    said = texts(summary.barriers("bare", "nats", [steep, seeds]))[0]
+    assert "beyond it: none." in said
+    assert said.startswith("Above the chord, without a barrier, on bare on 1 of 1 path")
 
 
 def test_seed_pairs_alone_are_no_path():
