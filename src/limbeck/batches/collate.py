@@ -18,7 +18,11 @@ from limbeck.errors import DegenerateError, ShapeError
 from limbeck.types import Rollout, TokenBatch
 
 STUDENT_INPUTS = ("logprobs", "entropy", "mask")  # what the student's forward pass and the batch itself provide
-PER_TOKEN_INPUTS = ("behavior_logprobs", "old_logprobs", "reference_logprobs", "teacher_logprobs")
+PER_TOKEN_INPUTS = ("behavior_logprobs", "old_logprobs", "reference_logprobs", "teacher_logprobs", "signal")
+BEHAVIOR = (
+    "behavior_logprobs",
+    "old_logprobs",
+)  # rollouts carry them; a re-score of the old policy replaces the latter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +128,7 @@ def _input(name: str, data: TrainingData, items: Sequence[int], index: Sequence[
         return torch.arange(len(index)).reshape(-1, 2)
     if name == "pair_weights":
         return torch.tensor([data.weights[item] for item in items], dtype=torch.float32)
-    if name == "behavior_logprobs":
+    if name == "behavior_logprobs" or (name == "old_logprobs" and name not in data.columns):
         return align.per_token([data.rollouts[i].behavior_logprobs for i in index], mask)
     if name == "rewards" and name not in data.columns:
         return torch.tensor([data.rollouts[i].reward for i in index], dtype=torch.float32)

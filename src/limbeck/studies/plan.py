@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import __version__
-from limbeck.batches.collate import PER_TOKEN_INPUTS
+from limbeck.batches.collate import BEHAVIOR, PER_TOKEN_INPUTS
 from limbeck.errors import ConfigError
 from limbeck.folders import digest_of, file_digest
 from limbeck.objectives import inputs as objective_inputs
+from limbeck.objectives.vocabulary import check_same_map
 from limbeck.studies.config import ArmConfig, ProblemsConfig, StudyConfig
-from limbeck.train.models import model_digest
+from limbeck.train.models import load_tokenizer, model_digest
 from limbeck.train.run import check
 
 
@@ -147,14 +148,16 @@ def _run_of(config: StudyConfig, end: str) -> str:
 
 def _scores_read(config: StudyConfig, arm: ArmConfig) -> list[str]:
     objective = check(config.training(arm, 0))
-    return [n for n in objective_inputs(objective) if n in PER_TOKEN_INPUTS and n != "behavior_logprobs"]
+    return [n for n in objective_inputs(objective) if n in PER_TOKEN_INPUTS and n not in BEHAVIOR]
 
 
 def _scorer(config: StudyConfig, name: str) -> dict[str, Any]:
-    """Which model gives a per-token input: the teacher its own, the base the reference and the old policy."""
+    """Which model gives a per-token input: the teacher its own, the base the reference."""
     model = config.teacher if name == "teacher_logprobs" else config.student
-    if model is None:
-        raise ConfigError(f"an arm reads {name}: the study needs a teacher, received none.")
+    if model is None or name == "signal":
+        raise ConfigError(f"an arm reads {name}: the study needs a teacher that gives it, received none.")
+    if model != config.student:
+        check_same_map(load_tokenizer(config.student).get_vocab(), load_tokenizer(model).get_vocab())
     return {"base": model, "base_digest": model_digest(model), "token_budget": config.train.token_budget}
 
 

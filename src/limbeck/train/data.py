@@ -51,16 +51,8 @@ def prepare(
             f"a run needs at least one trainable row, received 0 of {len(rollouts)}: the longest row allowed is {limit} "
             f"tokens and the shortest has {shortest}. Raise train.max_length or use a model with a longer context."
         )
-    columns: dict[str, Sequence] = {"rewards": [r.reward for r in rollouts], **scores}
-    names = inputs(objective)
     rule = config.credit or objective.credit
-    if "advantages" in names:
-        if not rule:
-            raise ConfigError(
-                f"{objective.name} reads advantages: set train.credit to one of {', '.join(credit.CREDITS)}."
-            )
-        rewards = torch.tensor([r.reward for r in rollouts], dtype=torch.float64)
-        columns["advantages"] = credit.assign(rule, rewards, [r.problem_id for r in rollouts]).tolist()
+    columns = {**_credit_columns(objective, rule, rollout_set), **scores}
     items, weights, facts = _items(config, objective, rollout_set, fits)
     if config.max_items and config.max_items < len(items):
         order = torch.randperm(len(items), generator=torch.Generator().manual_seed(config.seed))
@@ -74,9 +66,28 @@ def prepare(
         "rows_too_long": len(rollouts) - sum(fits),
         "right_share": sum(r.reward > 0 for r in used) / len(used),
         "response_tokens": sum(len(r.response_ids) for r in used),
-        "credit": rule if "advantages" in names else "",
+        "credit": rule if "advantages" in columns else "",
     }
     return Prepared(data, facts)
+
+
+def _credit_columns(objective: Objective, rule: str, rollout_set: RolloutSet) -> dict[str, Sequence]:
+    """What the objective reads of rewards and groups, one number per rollout, over the whole set."""
+    names = inputs(objective)
+    rewards = torch.tensor([r.reward for r in rollout_set.rollouts], dtype=torch.float64)
+    groups = [r.problem_id for r in rollout_set.rollouts]
+    columns: dict[str, Sequence] = {"rewards": rewards.tolist()}
+    if "advantages" in names:
+        if not rule:
+            raise ConfigError(
+                f"{objective.name} reads advantages: set train.credit to one of {', '.join(credit.CREDITS)}."
+            )
+        columns["advantages"] = credit.assign(rule, rewards, groups).tolist()
+    if "correct" in names:
+        columns["correct"] = credit.correct(rewards).tolist()
+    if "group_all_wrong" in names:
+        columns["group_all_wrong"] = credit.group_all_wrong(rewards, groups).tolist()
+    return columns
 
 
 def _items(

@@ -99,7 +99,7 @@ def _step(
         counted = counted.plus(count(batch.mask, pairs=sum(len(data.items[item]) == 2 for item in cut)))
     normalizer: Normalizer = config.normalizer or objective.normalizer
     by = divisor(counted, objective.unit, normalizer, length=data.longest_response)
-    settings = {**config.knobs, **_loop_knobs(objective, {"step": step, "num_steps": config.num_steps})}
+    settings = {**config.knobs, **_loop_knobs(objective, {"step": step - 1, "num_steps": config.num_steps})}
     means, loss = record.Means(), 0.0
     for batch in batches:
         batch = batch.to(device)

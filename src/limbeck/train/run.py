@@ -11,7 +11,6 @@ from peft import PeftModel
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from limbeck.batches.collate import PER_TOKEN_INPUTS
 from limbeck.batches.forward import check_head
 from limbeck.batches.score import read_scores, score_rollouts
 from limbeck.config import Config, TrainConfig, parse
@@ -25,6 +24,9 @@ from limbeck.train.loop import run_steps
 from limbeck.train.models import adapter_tensors, add_adapter, initial_factors, load_model, model_digest
 from limbeck.train.record import read_metrics, update_norm
 from limbeck.types import Objective, RolloutSet
+
+
+LOGITS = {"logits", "teacher_logits", "reference_logits"}
 
 
 class RunConfig(Config):
@@ -47,6 +49,12 @@ def check(config: TrainConfig) -> Objective:
     """
     objective = find(config.objective)
     check_knobs(objective, config.knobs)
+    distributions = sorted(LOGITS & set(inputs(objective)))
+    if distributions:
+        raise ConfigError(
+            f"limbeck train reads log-probs of the rollouts' tokens; {objective.name} reads {', '.join(distributions)}, whole "
+            "distributions, and can be called from Python only. opd is its sampled-token form."
+        )
     if objective.unit == "pair" and (config.normalizer or objective.normalizer) == "token":
         raise ConfigError(
             f'{objective.name} has one value per pair: train.normalizer must be "sequence" or "constant", received "token".'
@@ -131,19 +139,17 @@ def _flat(value: Mapping, prefix: str = "") -> dict[str, object]:
 def _scores(
     config: RunConfig, objective: Objective, rollout_set: RolloutSet, model: PreTrainedModel
 ) -> dict[str, list[list[float]]]:
-    """Per-token columns that the objective reads: stored ones where given; the base scores as reference or old policy."""
+    """Per-token columns that the objective reads: stored ones where given; the base is its own reference."""
     out: dict[str, list[list[float]]] = {}
     for name in inputs(objective):
-        if name not in PER_TOKEN_INPUTS or name == "behavior_logprobs":
-            continue
         if name in config.scores:
             out[name] = read_scores(Path(config.scores[name]), rollout_set)
-        elif name == "teacher_logprobs":
+        elif name in ("teacher_logprobs", "signal"):
             raise ConfigError(
-                f"{objective.name} reads teacher_logprobs: give a scores folder, made by "
-                "`limbeck score --model TEACHER --rollouts ROLLOUTS --out DIR`, as scores.teacher_logprobs."
+                f"{objective.name} reads {name}: give a scores folder, made by "
+                f"`limbeck score --model MODEL --rollouts ROLLOUTS --out DIR`, as scores.{name}."
             )
-        else:
+        elif name == "reference_logprobs":
             out[name] = score_rollouts(model, rollout_set.rollouts, token_budget=config.train.token_budget)
     return out
 

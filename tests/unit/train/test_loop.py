@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from limbeck.batches.forward import check_head
-from limbeck.batches.score import score_rollouts
+from limbeck.batches.score import score_rollouts, write_scores
 from limbeck.config import TrainConfig
 from limbeck.errors import ConfigError, DegenerateError, DivergedError, FolderError, ModelError
 from limbeck.folders import file_digest, read_manifest
-from limbeck.objectives import find
+from limbeck.objectives import OBJECTIVES, find, inputs, knobs
 from limbeck.rollouts.store import read_rollouts
 from limbeck.train import loop
 from limbeck.train.data import prepare
@@ -23,6 +23,9 @@ from limbeck.train.models import adapter_tensors, add_adapter, load_model
 from limbeck.train.record import read_metrics, update_norm
 from limbeck.train.run import RunConfig, load_run_config, train
 
+from .toy import tiny_model
+
+LOGITS = {"logits", "teacher_logits", "reference_logits"}
 OFFLINE = [
     "sft",
     "dft",
@@ -242,3 +245,19 @@ def test_a_head_that_the_architecture_transforms_is_refused(base, monkeypatch):
 def test_train_config_refuses_unknown_keys():
     with pytest.raises(ValueError, match="learning_rat"):
         TrainConfig.model_validate({"learning_rat": 1.0})
+
+
+@pytest.mark.parametrize("name", sorted(n for n, o in OBJECTIVES.items() if not LOGITS & set(inputs(o))))
+def test_every_objective_that_reads_scores_trains(base, rollouts, settings, tmp_path, name):
+    objective, rollout_set = find(name), read_rollouts(rollouts)
+    scores = {}
+    for role, seed in (("teacher_logprobs", 3), ("signal", 4)):
+        if role in inputs(objective):
+            columns = score_rollouts(tiny_model(seed), rollout_set.rollouts)
+            scores[role] = str(write_scores(tmp_path / role, rollout_set, columns, model_digest=str(seed)))
+    required = {knob: 0.5 for knob, what in knobs(objective).items() if what.required}
+    values = settings.model_copy(update={"objective": name, "num_steps": 3, "knobs": required})
+    out = train(RunConfig(base=base, rollouts=rollouts, scores=scores, train=values), tmp_path / "run")
+    lines = read_metrics(out / "metrics.jsonl")
+    assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in lines)
+    assert len(lines) == 3
