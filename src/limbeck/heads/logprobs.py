@@ -1,7 +1,9 @@
-"""Hidden states to token log-probs and entropy, a chunk of tokens at a time.
+"""Hidden states to token log-probs and entropy, a block of the vocabulary at a time.
 
-The logits of a chunk are computed, read, and dropped; backward computes them again. What is held is one chunk,
-so memory does not grow with tokens x vocabulary. The weight's gradient is skipped when the head is frozen.
+With a frozen head the forward pass also takes the gradient of every log-prob by its hidden state. Each token has one
+log-prob and one hidden state, so that gradient is a vector per token, backward only scales it, and two matrix
+products do the work of three, whatever the objective. A trainable head, or an objective that uses the entropy,
+computes the logits again in backward; objectives linear in the log-probs spare a trainable head that (``linear``).
 """
 
 from __future__ import annotations
@@ -11,19 +13,25 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from limbeck.errors import ModelError
-
-CHUNK_BYTES = 64 << 20  # of fp32 logits held at a time
-
-
-class Head(NamedTuple):
-    """An output head: ``logits = softcap(scale * (hidden @ weight.T + bias))``; softcap 0 is off."""
-
-    weight: Float[Tensor, "vocab hidden"]
-    bias: Float[Tensor, " vocab"] | None = None
-    scale: float = 1.0
-    softcap: float = 0.0
+from limbeck.heads.blocks import (
+    CHUNK_BYTES,
+    Grads,
+    Head,
+    Plan,
+    Softmax,
+    accumulate,
+    backpropagate,
+    block_logits,
+    check,
+    finite,
+    places,
+    plan_blocks,
+    slopes,
+    steepen,
+    wide,
+)
 
 
 class TokenScores(NamedTuple):
@@ -42,76 +50,112 @@ def score_tokens(
 ) -> TokenScores:
     """Log p(target) and entropy at every token without a (tokens, vocabulary) tensor.
 
-    Computed in fp32 or wider: logits are cast up before the softmax.
+    Computed in fp32 or wider: logits are cast up before the softmax. Laws: equals the naive head in value and gradient.
 
     Args:
         hidden: final hidden states at the predicting positions.
         head: the output head; its weight gets a gradient only if it requires one.
         targets: token ids to score.
-        chunk_bytes: how much fp32 logits to hold at once.
+        chunk_bytes: how much fp32 logits to hold at most; a CPU holds no more than its cache does.
 
     >>> head = Head(weight=torch.zeros(4, 2))
     >>> score_tokens(torch.ones(1, 2), head, torch.tensor([3])).entropy.exp().round().tolist()
     [4.0]
     """
-    if head.weight.shape[1] != hidden.shape[1]:
-        raise ModelError(
-            f"the head must read hidden states of size {head.weight.shape[1]}, received {hidden.shape[1]}. "
-            "A projection between decoder and head is not supported."
-        )
-    chunk = max(1, chunk_bytes // (4 * head.weight.shape[0]))
-    logprobs, entropy = _ChunkedScores.apply(hidden, head.weight, head.bias, targets, head.scale, head.softcap, chunk)
-    return TokenScores(logprobs=logprobs, entropy=entropy)
+    check(hidden, head, targets)
+    trainable = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
+    ahead = torch.is_grad_enabled() and hidden.requires_grad and not trainable
+    plan = plan_blocks(hidden, head, chunk_bytes)
+    found = _Scores.apply(hidden, head.weight, head.bias, targets, head.scale, head.softcap, plan, ahead)
+    return TokenScores(*found)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float) -> Tensor:
-    logits = hidden @ weight.T
-    logits = logits.double() if logits.dtype == torch.float64 else logits.float()
-    if bias is not None:
-        logits = logits + bias
-    if scale != 1.0:
-        logits = logits * scale
-    return softcap * torch.tanh(logits / softcap) if softcap else logits
+class Scan(NamedTuple):
+    """One pass over the vocabulary: scores, log of the normalizer, and d logprob / d hidden where it was asked for."""
+
+    logprobs: Float[Tensor, "tokens 1"]
+    entropy: Float[Tensor, "tokens 1"]
+    logsumexp: Float[Tensor, "tokens 1"]
+    slopes: Float[Tensor, "tokens hidden"] | None
 
 
-class _ChunkedScores(torch.autograd.Function):
+def scan(hidden: Tensor, head: Head, targets: Tensor, plan: Plan, *, ahead: bool) -> Scan:
+    """Scores of all targets, one product; with ``ahead`` the gradient of each by its hidden state, a second one.
+
+    The target's own word is left out of that second sum: (1 - p) is then no difference of two rounded sums, which
+    would drown the gradient of a confident token in bf16.
+    """
+    softmax = Softmax(hidden)
+    picked, spread = torch.zeros_like(softmax.top), torch.zeros_like(softmax.top)
+    others = wide(torch.zeros_like(hidden)) if ahead else None
+    for words in plan.columns():
+        for part in plan.parts():
+            logits = block_logits(hidden[part], head, words)
+            slope = slopes(logits, head) if ahead else 1.0
+            at = places(targets[part], words)
+            picked[part] = torch.where(at.inside, logits.gather(1, at.column), picked[part])
+            step = softmax.absorb(part, logits)
+            drifted = step.shrink * (spread[part] + step.mass * step.shift)
+            spread[part] = drifted + logits.mul_(step.weights).sum(1, keepdim=True)
+            if others is not None:
+                kept = step.weights.gather(1, at.column).masked_fill_(at.inside, 0)
+                weights = steepen(step.weights.scatter_(1, at.column, kept), slope)
+                accumulate(others[part].mul_(step.shrink), weights, head.weight[words])
+    logprobs = picked - softmax.logsumexp
+    entropy = softmax.mass.log() - spread / softmax.mass
+    if others is not None:
+        own = -torch.expm1(logprobs) * slopes(picked, head)
+        others = own * head.weight[targets] - others.div_(softmax.mass)
+    return Scan(logprobs, entropy, softmax.logsumexp, others)
+
+
+def score_cotangent(logits: Tensor, logsumexp: Tensor, grad_logprobs: Tensor, targets: Tensor, words: slice) -> Tensor:
+    """Gradient of the targets' log-probs by a block of logits, which is overwritten."""
+    at = places(targets, words)
+    grad = logits.sub_(logsumexp).exp_().mul_(-grad_logprobs)
+    own = grad.gather(1, at.column) + grad_logprobs * at.inside
+    return grad.scatter_(1, at.column, own)
+
+
+class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        hidden, weight, bias, targets, scale, softcap, chunk = inputs
-        logprobs, entropies = [], []
-        for begin in range(0, max(len(targets), 1), chunk):
-            part = slice(begin, begin + chunk)
-            logp = _logits(hidden[part], weight, bias, scale, softcap).log_softmax(-1)
-            logprobs.append(logp.gather(1, targets[part, None])[:, 0])
-            entropies.append(-(logp.exp() * logp).sum(-1))
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.settings = scale, softcap, chunk
-        return torch.cat(logprobs), torch.cat(entropies)
+        hidden, weight, bias, targets, scale, softcap, plan, ahead = inputs
+        found = scan(hidden, finite(Head(weight, bias, scale, softcap)), targets, plan, ahead=ahead)
+        ctx.save_for_backward(hidden, weight, bias, targets, found.entropy, found.logsumexp, found.slopes)
+        ctx.settings = scale, softcap, plan
+        ctx.set_materialize_grads(False)
+        return found.logprobs[:, 0], found.entropy[:, 0]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        hidden, weight, bias, targets = ctx.saved_tensors
-        scale, softcap, chunk = ctx.settings
-        grad_logprobs, grad_entropy = grads
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
-        for begin in range(0, len(targets), chunk):
-            part = slice(begin, begin + chunk)
-            logits = _logits(hidden[part], weight, bias, scale, softcap)
-            logp = logits.log_softmax(-1)
-            p = logp.exp()
-            entropy = -(p * logp).sum(-1, keepdim=True)
-            grad = p * (-grad_logprobs[part, None] - grad_entropy[part, None] * (logp + entropy))
-            grad.scatter_add_(1, targets[part, None], grad_logprobs[part, None].to(grad.dtype))
-            if softcap:
-                grad = grad * (1 - (logits / softcap).square())
-            grad = (grad * scale).to(weight.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = grad @ weight
-            if grad_weight is not None:
-                grad_weight += grad.T @ hidden[part]
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, weight, bias, targets, entropy, logsumexp, ready = ctx.saved_tensors
+        scale, softcap, plan = ctx.settings
+        grad_logprobs, grad_entropy = (None if g is None else g[:, None] for g in grads)
+        grad_hidden = None
+        if ready is not None and grad_logprobs is not None:
+            grad_hidden = (grad_logprobs * ready).to(hidden.dtype)
+            grad_logprobs = None
+        if grad_logprobs is None and grad_entropy is None:
+            return grad_hidden, None, None, None, None, None, None, None
+        head = finite(Head(weight, bias, scale, softcap))
+
+        def cotangent(part: slice, words: slice) -> Tensor:
+            logits = block_logits(hidden[part], head, words)
+            slope = slopes(logits, head)
+            grad = torch.zeros_like(logits)
+            if grad_entropy is not None:
+                logp = logits - logsumexp[part]
+                grad = logp.exp().mul_(logp.add_(entropy[part])).mul_(-grad_entropy[part])
+            if grad_logprobs is not None:
+                grad += score_cotangent(logits, logsumexp[part], grad_logprobs[part], targets[part], words)
+            return steepen(grad, slope)
+
+        sums = Grads.zeros(hidden, head, ctx.needs_input_grad[:3])
+        backpropagate(hidden, head, sums, plan, cotangent)
+        if sums.hidden is not None and grad_hidden is not None:
+            grad_hidden = grad_hidden + sums.hidden.to(hidden.dtype)
+        elif sums.hidden is not None:
+            grad_hidden = sums.hidden.to(hidden.dtype)
+        return grad_hidden, sums.weight, sums.bias, None, None, None, None, None

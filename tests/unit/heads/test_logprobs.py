@@ -1,88 +1,123 @@
-"""The chunked head against the naive one: values and gradients, tied, biased, scaled, capped, whatever the chunk."""
+"""The blocked head against the naive one: values and gradients, tied, biased, scaled, capped, whatever the block."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from tests.unit.heads.naive import (
+    CHUNKS,
+    HEADS,
+    PRECISIONS,
+    TOKENS,
+    VOCAB,
+    Largest,
+    inputs,
+    leaves_of,
+    log_softmax,
+    same,
+)
+from tests.unit.heads.naive import scores as naive
 
-from limbeck.errors import ModelError
+from limbeck.errors import ModelError, ShapeError
 from limbeck.heads import Head, score_tokens
-from limbeck.heads import logprobs as module
-
-TOKENS, HIDDEN, VOCAB = 13, 6, 29
 
 
-def naive(hidden, head, targets):
-    logits = hidden @ head.weight.T
-    if head.bias is not None:
-        logits = logits + head.bias
-    logits = logits * head.scale
-    if head.softcap:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    logp = logits.log_softmax(-1)
-    return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+def frozen(head):
+    return head._replace(weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
 
 
-def inputs(dtype, seed=0, *, bias=True):
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(TOKENS, HIDDEN, generator=generator, dtype=dtype, requires_grad=True)
-    weight = torch.randn(VOCAB, HIDDEN, generator=generator, dtype=dtype, requires_grad=True)
-    offset = torch.randn(VOCAB, generator=generator, dtype=dtype, requires_grad=True) if bias else None
-    targets = torch.randint(VOCAB, (TOKENS,), generator=generator)
-    mix = torch.randn(2, TOKENS, generator=generator, dtype=dtype)
-    return hidden, weight, offset, targets, mix
-
-
-@pytest.mark.parametrize("chunk_bytes", [1, 4 * VOCAB * 5, 1 << 20])
-@pytest.mark.parametrize(("bias", "scale", "softcap"), [(False, 1.0, 0.0), (True, 1.0, 0.0), (True, 0.3, 2.0)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_equals_the_naive_head_in_value_and_gradient(chunk_bytes, bias, scale, softcap, dtype, tolerance):
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("chunk_bytes", CHUNKS)
+@pytest.mark.parametrize(("bias", "scale", "softcap"), HEADS)
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+def test_equals_the_naive_head_in_value_and_gradient(chunk_bytes, bias, scale, softcap, dtype, tolerance, trainable):
     hidden, weight, offset, targets, mix = inputs(dtype, bias=bias)
-    leaves = [t for t in (hidden, weight, offset) if t is not None]
     head = Head(weight=weight, bias=offset, scale=scale, softcap=softcap)
-    expected = naive(hidden, head, targets)
-    wanted = torch.autograd.grad((expected[0] * mix[0] + expected[1] * mix[1]).sum(), leaves)
-    found = score_tokens(hidden, head, targets, chunk_bytes=chunk_bytes)
-    received = torch.autograd.grad((found.logprobs * mix[0] + found.entropy * mix[1]).sum(), leaves)
-    torch.testing.assert_close(found.logprobs, expected[0], rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(found.entropy, expected[1], rtol=tolerance, atol=tolerance)
-    for ours, theirs in zip(received, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=10 * tolerance, atol=10 * tolerance)
+    head = head if trainable else frozen(head)
+    found, expected = score_tokens(hidden, head, targets, chunk_bytes=chunk_bytes), naive(hidden, head, targets)
+    same(found, expected, tolerance)
+    for part in (slice(0, 1), slice(1, 2), slice(0, 2)):  # log-probs alone, entropy alone, both
+        totals = [sum((o * m).sum() for o, m in zip(out[part], mix[part], strict=True)) for out in (found, expected)]
+        received, wanted = (torch.autograd.grad(t, leaves_of(hidden, head), retain_graph=True) for t in totals)
+        same(received, wanted, 10 * tolerance)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, 0.0), (0.3, 2.0)])
+def test_values_are_what_numpy_says(scale, softcap):
     hidden, weight, offset, targets, _ = inputs(torch.float64)
-
-    def function(h, w, b):
-        return tuple(
-            score_tokens(h, Head(weight=w, bias=b, scale=0.5, softcap=3.0), targets, chunk_bytes=4 * VOCAB * 4)
-        )
-
-    assert torch.autograd.gradcheck(function, (hidden, weight, offset))
+    found = score_tokens(hidden, Head(weight=weight, bias=offset, scale=scale, softcap=softcap), targets)
+    logp = log_softmax(*(t.detach().numpy() for t in (hidden, weight, offset)), scale=scale, softcap=softcap)
+    np.testing.assert_allclose(found.logprobs.detach(), logp[np.arange(TOKENS), targets], rtol=1e-12)
+    np.testing.assert_allclose(found.entropy.detach(), -(np.exp(logp) * logp).sum(1), rtol=1e-12)
 
 
-def test_a_frozen_weight_gets_no_gradient_and_costs_none():
+@pytest.mark.parametrize("trainable", [False, True])
+def test_gradcheck(trainable):
+    hidden, weight, offset, targets, _ = inputs(torch.float64)
+    hidden, targets = hidden.detach()[:3].requires_grad_(), targets[:3]
+
+    def function(*parts):
+        h, w, b = parts if trainable else (*parts, weight.detach(), offset.detach())
+        return tuple(score_tokens(h, Head(weight=w, bias=b, scale=0.5, softcap=3.0), targets, chunk_bytes=4 * 40))
+
+    assert torch.autograd.gradcheck(function, (hidden, weight, offset) if trainable else (hidden,))
+
+
+def test_a_frozen_weight_gets_no_gradient():
     hidden, weight, _, targets, _ = inputs(torch.float32)
-    frozen = weight.detach()
-    score_tokens(hidden, Head(weight=frozen), targets).logprobs.sum().backward()
-    assert frozen.grad is None
+    fixed = weight.detach()
+    score_tokens(hidden, Head(weight=fixed), targets).logprobs.sum().backward()
+    assert fixed.grad is None
     assert hidden.grad is not None
 
 
-def test_no_tensor_larger_than_a_chunk_of_logits_exists(monkeypatch):
-    largest = 0
-    real = module._logits
+def test_only_the_weight_may_be_trainable():
+    hidden, weight, _, targets, mix = inputs(torch.float64, bias=False)
+    head = Head(weight=weight)
+    found, expected = (f(hidden.detach(), head, targets)[0] for f in (score_tokens, naive))
+    same(*(torch.autograd.grad((out * mix[0]).sum(), [weight]) for out in (found, expected)), 1e-10)
 
-    def spy(*args):
-        nonlocal largest
-        logits = real(*args)
-        largest = max(largest, logits.numel())
-        return logits
 
-    monkeypatch.setattr(module, "_logits", spy)
+def products(head, *, entropy=False):
+    """Matrix products that scoring and its backward take."""
+    hidden, _, _, targets, _ = inputs(torch.float32)
+    with torch.profiler.profile() as trace:
+        found = score_tokens(hidden, head, targets)
+        (found.logprobs + (found.entropy if entropy else 0)).sum().backward()
+    return sum(event.count for event in trace.key_averages() if event.key in ("aten::mm", "aten::addmm_"))
+
+
+def test_a_frozen_head_takes_two_products_a_trainable_one_four():
+    weight = torch.randn(VOCAB, 6)
+    assert products(Head(weight=weight)) == 2
+    assert products(Head(weight=weight), entropy=True) == 4
+    assert products(Head(weight=weight.requires_grad_())) == 4
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_no_tensor_larger_than_a_block_of_logits_exists(trainable):
     hidden, weight, _, targets, _ = inputs(torch.float32)
-    score_tokens(hidden, Head(weight=weight), targets, chunk_bytes=4 * VOCAB * 3).logprobs.sum().backward()
-    assert largest == 3 * VOCAB
+    head = Head(weight=weight.detach().requires_grad_(trainable))
+    with Largest() as seen:
+        score_tokens(hidden, head, targets, chunk_bytes=4 * VOCAB * 7).logprobs.sum().backward()
+    assert seen.elements == 7 * VOCAB  # above the hidden states' 13 * 6 and the weight's 29 * 6, below 13 * 29
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_confident_tokens_gradient_survives_bf16(seed, trainable):
+    _, weight, _, targets, mix = inputs(torch.bfloat16, seed, bias=False)
+    weight = weight.detach()
+    hidden = (2 * weight[targets]).requires_grad_()  # its logit is 2 * |w|**2, so 1 - p is small
+    found = score_tokens(hidden, Head(weight=weight.clone().requires_grad_(trainable)), targets)
+    assert found.logprobs.dtype == torch.float32
+    found.logprobs.mul(mix[0]).sum().backward()
+    p = (hidden.detach() @ weight.T).double().softmax(-1)  # of the logits as the model's own head rounds them
+    assert p[torch.arange(TOKENS), targets].median() > 0.99
+    wanted = mix[0].double()[:, None] * ((torch.nn.functional.one_hot(targets, VOCAB) - p) @ weight.double())
+    error = (hidden.grad.double() - wanted).norm(dim=1) / wanted.norm(dim=1)
+    assert error.max() < 0.02  # a few roundings of 2**-8
 
 
 def test_uniform_logits_have_the_entropy_of_the_vocabulary():
@@ -91,11 +126,40 @@ def test_uniform_logits_have_the_entropy_of_the_vocabulary():
     torch.testing.assert_close(entropy, torch.full((5,), 3.4657), rtol=0, atol=1e-4)
 
 
-def test_no_tokens_is_no_error():
-    head = Head(weight=torch.zeros(32, 4))
-    assert score_tokens(torch.zeros(0, 4), head, torch.zeros(0, dtype=torch.long)).logprobs.shape == (0,)
+@pytest.mark.parametrize("chunk_bytes", [4, 4 * 8, 1 << 20])
+def test_words_of_minus_infinity_are_as_good_as_absent(chunk_bytes):
+    hidden, weight, offset, targets, _ = inputs(torch.float64)
+    padded = Head(weight=weight, bias=torch.where(torch.arange(VOCAB) < 20, offset.detach(), -torch.inf))
+    absent = Head(weight=weight[:20], bias=offset.detach()[:20])
+    outs = [score_tokens(hidden, head, targets % 20, chunk_bytes=chunk_bytes) for head in (padded, absent)]
+    same(outs[0], outs[1], 1e-12)
+    same(*(torch.autograd.grad(sum(o.sum() for o in out), [hidden, weight]) for out in outs), 1e-12)
+
+
+def test_huge_logits_stay_finite_and_match():
+    hidden, weight, _, targets, _ = inputs(torch.float64, bias=False)
+    head = Head(weight=1000 * weight)
+    found, expected = score_tokens(hidden, head, targets, chunk_bytes=64), naive(hidden, head, targets)
+    same(found, expected, 1e-9)
+    same(*(torch.autograd.grad(out[0].sum(), [hidden]) for out in (found, expected)), 1e-8)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_no_tokens_is_no_error(trainable):
+    head = Head(weight=torch.zeros(32, 4, requires_grad=trainable))
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    logprobs = score_tokens(hidden, head, torch.zeros(0, dtype=torch.long)).logprobs
+    assert logprobs.shape == (0,)
+    logprobs.sum().backward()
+    assert hidden.grad.shape == (0, 4)
 
 
 def test_a_head_of_another_size_is_refused():
     with pytest.raises(ModelError, match="hidden states of size 5, received 4"):
         score_tokens(torch.zeros(1, 4), Head(weight=torch.zeros(32, 5)), torch.zeros(1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("target", [-100, 32])
+def test_targets_outside_the_vocabulary_are_refused(target):
+    with pytest.raises(ShapeError, match=f"ids from 0 to 31, received {target} to {target}"):
+        score_tokens(torch.zeros(1, 4), Head(weight=torch.zeros(32, 4)), torch.tensor([target]))
