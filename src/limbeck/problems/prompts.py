@@ -17,7 +17,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ..
     """
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = list(rendered)  # type: ignore[arg-type]
     else:
         ids = tokenizer.encode(prompt + "\n", add_special_tokens=True)
         if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text; a prompt stays open
@@ -25,7 +26,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ..
     bos = tokenizer.bos_token_id
     while bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
         ids = ids[1:]
-    return tuple(ids)
+    return tuple(ids)  # type: ignore[return-value]
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int, ...]:

@@ -25,7 +25,6 @@ from limbeck.train.models import adapter_tensors, add_adapter, initial_factors, 
 from limbeck.train.record import read_metrics, update_norm
 from limbeck.types import Objective, RolloutSet
 
-
 LOGITS = {"logits", "teacher_logits", "reference_logits"}
 
 
@@ -157,5 +156,6 @@ def _scores(
 def _save_adapter(model: PeftModel, folder: Path, config: RunConfig, identity: dict[str, str]) -> None:
     for peft_config in model.peft_config.values():
         peft_config.base_model_name_or_path = config.base
+        peft_config.target_modules = sorted(config.train.lora.targets)  # type: ignore[attr-defined]  # peft's set is written in an order of its own
     model.save_pretrained(str(folder), save_embedding_layers=False)  # an adapter on projections touches none
     write_json(folder / "limbeck.json", identity)
