@@ -24,6 +24,7 @@ from limbeck.heads.blocks import (
     block_logits,
     check,
     finite,
+    places,
     plan_blocks,
     plan_rows,
     slopes,
@@ -103,27 +104,33 @@ def _by_rows(
     sums = Grads.zeros(hidden, head, needs)
     sums = Grads(*(None if total is None else wide(total) for total in sums))
     logprobs = [weights.new_zeros(0)]
+    held = wide(hidden.new_empty(min(plan.rows, plan.tokens) * plan.vocab))
     for part in plan.parts():
         own = sums._replace(hidden=None if sums.hidden is None else sums.hidden[part])
-        logprobs.append(_rows(hidden[part], head, targets[part], weights[part, None], own))
+        logprobs.append(_rows(hidden[part], head, targets[part], weights[part, None], own, held))
     grads = Grads(*(None if total is None else total.to(hidden.dtype) for total in sums))
     return torch.cat(logprobs), grads
 
 
-def _rows(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, sums: Grads) -> Tensor:
-    """Logits are kept until their normalizer is known, then used up block by block."""
-    plan = plan_blocks(hidden, head, CHUNK_BYTES)._replace(rows=len(hidden))
-    kept, softmax = wide(hidden.new_empty((len(hidden), plan.vocab))), Softmax(hidden)
+def _rows(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, sums: Grads, held: Tensor) -> Tensor:
+    """Logits are held, each block in one piece, until their normalizer is known, and then used up."""
+    rows = len(hidden)
+    plan = plan_blocks(hidden, head, CHUNK_BYTES)._replace(rows=rows)
+    blocks = {w.start: held[rows * w.start : rows * w.stop].view(rows, -1) for w in plan.columns()}
+    softmax = Softmax(hidden)
+    picked = torch.zeros_like(softmax.top)
     for words in plan.columns():
-        kept[:, words] = block_logits(hidden, head, words)
-        softmax.absorb(slice(None), kept[:, words].clone())
+        logits = block_logits(hidden, head, words)
+        blocks[words.start].copy_(logits)
+        at = places(targets, words)
+        picked = torch.where(at.inside, logits.gather(1, at.column), picked)
+        softmax.absorb(slice(None), logits)
     logsumexp = softmax.logsumexp
-    logprobs = kept.gather(1, targets[:, None]) - logsumexp
 
     def cotangent(_: slice, words: slice) -> Tensor:
-        logits = kept[:, words]
+        logits = blocks[words.start]
         slope = slopes(logits, head)
         return steepen(score_cotangent(logits, logsumexp, weights, targets, words), slope)
 
     backpropagate(hidden, head, sums, plan, cotangent)
-    return logprobs[:, 0]
+    return (picked - logsumexp)[:, 0]
