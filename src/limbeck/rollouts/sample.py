@@ -173,5 +173,3 @@ def _stream(decoding: Decoding, key: str) -> Float[Tensor, " steps"]:
     name = f"{decoding.seed}/{key}".encode("utf-8", "surrogatepass")
     seed = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
     return torch.rand(decoding.max_new_tokens, generator=torch.Generator().manual_seed(seed))
-
-
