@@ -86,15 +86,19 @@ class _Linear(torch.autograd.Function):
             found = scan(hidden, head, targets, plan_blocks(hidden, head, chunk_bytes), ahead=needs[0])
             ready = None if found.slopes is None else (weights[:, None] * found.slopes).to(hidden.dtype)
             logprobs, grads = found.logprobs[:, 0], Grads(ready, None, None)
-        ctx.save_for_backward(*grads)
+        ctx.ready = grads
         ctx.mark_non_differentiable(logprobs)
         return (weights * logprobs).sum(), logprobs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ready = (None if grad is None else (grads[0] * grad).to(grad.dtype) for grad in ctx.saved_tensors)
-        return *ready, None, None, None
+        ready, ctx.ready = ctx.ready, None  # given away, not copied: a weight's gradient is as large as the weight
+        if ready is None:
+            raise RuntimeError(
+                "linear_total goes backward once, received a second call. Call it again, or use score_tokens."
+            )
+        return *(None if grad is None else grad.mul_(grads[0]) for grad in ready), None, None, None
 
 
 def _by_rows(
