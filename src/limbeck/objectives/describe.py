@@ -21,7 +21,7 @@ SYMBOLS = (
 
 
 def table() -> list[dict[str, str]]:
-    """One row per objective, in the order of the table: name, status, unit, normalizer, inputs, knobs, formula."""
+    """One row per objective, in the order of the table: name, status, unit, normalizer, inputs, knobs, formula, source."""
     return [
         {
             "objective": row.name,
@@ -29,8 +29,9 @@ def table() -> list[dict[str, str]]:
             "unit": row.unit,
             "normalizer": row.normalizer,
             "inputs": ", ".join(inputs(row)),
-            "knobs": ", ".join(name if k.required else f"{name}={_plain(k.default)}" for name, k in _settable(row)),
+            "knobs": ", ".join(_knob_brief(name, k) for name, k in _settable(row)),
             "formula": row.formula,
+            "source": row.source,
         }
         for row in OBJECTIVES.values()
     ]
@@ -113,6 +114,11 @@ def _knob_line(knob: Knob) -> str:
     default = "from the loop" if knob.by_loop else "must be given" if knob.required else f"= {_plain(knob.default)}"
     unit = f" [{knob.unit}]" if knob.unit else ""
     return f"{default}, {knob.domain}{unit}: {knob.meaning}"
+
+
+def _knob_brief(name: str, knob: Knob) -> str:
+    unit = f" [{knob.unit}]" if knob.unit else ""
+    return f"{name}{unit}" if knob.required else f"{name}={_plain(knob.default)}{unit}"
 
 
 def _settable(row: Objective) -> list[tuple[str, Knob]]:

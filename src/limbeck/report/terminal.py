@@ -75,11 +75,11 @@ def comparison_table(result: dict[str, Any]) -> str:
 
 def objective_table(rows: Sequence[dict[str, str]]) -> str:
     """One line per objective."""
-    shown = ("objective", "unit", "normalizer", "inputs", "knobs", "status", "formula")
+    shown = ("objective", "unit", "normalizer", "inputs", "knobs", "formula", "status", "source")
     table = Table(*shown)
     for row in rows:
         table.add_row(*(escape(row[name]) for name in shown))
-    return _text(table, width=200)
+    return _text(table, width=220)
 
 
 def metric_table(metrics: Mapping[str, Any]) -> str:

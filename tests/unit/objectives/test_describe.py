@@ -22,7 +22,7 @@ def test_a_description_names_every_input_and_setting(name):
 def test_the_table_has_a_row_per_objective():
     rows = {row["objective"]: row for row in table()}
     assert list(rows) == list(OBJECTIVES)
-    assert rows["dpo"]["knobs"] == "beta=0.1, label_smoothing=0.0"
+    assert rows["dpo"]["knobs"] == "beta=0.1 [1/nat], label_smoothing=0.0 [fraction]"
     assert rows["rift:paper-printed"]["knobs"] == "lam"
     assert "step" not in rows["opd_then_rl"]["knobs"].split(", ")
 
