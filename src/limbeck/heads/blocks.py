@@ -16,8 +16,8 @@ from torch import Tensor
 from limbeck.errors import ModelError, ShapeError
 
 CHUNK_BYTES = 64 << 20  # of fp32 logits held at a time on an accelerator, and in every pass that needs whole rows
-CACHE_BYTES = 512 << 10  # of fp32 logits held at a time on a CPU: a block and what is made of it stay in cache
-CPU_WORDS, ACCELERATOR_WORDS = 1024, 16384
+CACHE_BYTES = 768 << 10  # of fp32 logits held at a time on a CPU: a block and what is made of it stay in cache
+CPU_WORDS, ACCELERATOR_WORDS = 768, 16384
 NEVER = -1e30  # stands for a logit of -inf: exp gives 0, and 0 times it is 0
 
 

@@ -145,6 +145,10 @@ def _sides(tensors: Sequence[Any], settings: tuple[Any, ...]) -> tuple[Tensor, H
     return tensors[0], student, tensors[3], Head(tensors[4], tensors[5], *settings[1])
 
 
+def _cooled(logits: Tensor, kd_temperature: float) -> Tensor:
+    return logits if kd_temperature == 1.0 else logits.div_(kd_temperature)
+
+
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
@@ -200,14 +204,15 @@ class _KL(torch.autograd.Function):
         plan = plan_blocks(hidden, head, settings[-1] // 2)
         for words in plan.columns():
             for part in plan.parts():
-                student = block_logits(hidden[part], head, words).div_(kd_temperature)
-                teacher = block_logits(teacher_hidden[part], teacher_head, words).div_(kd_temperature)
+                student = _cooled(block_logits(hidden[part], head, words), kd_temperature)
+                teacher = _cooled(block_logits(teacher_hidden[part], teacher_head, words), kd_temperature)
                 x, y = (student, teacher) if direction == "reverse" else (teacher, student)
                 step, other = first.absorb(part, x), second.absorb(part, y)
                 drifted = step.shrink * (gap[part] + step.mass * (step.shift - other.shift))
                 gap[part] = drifted + (x - y).mul_(step.weights).sum(1, keepdim=True)
-                drifted = step.shrink * (spread[part] + step.mass * step.shift)
-                spread[part] = drifted + x.mul_(step.weights).sum(1, keepdim=True)
+                if direction == "forward":
+                    drifted = step.shrink * (spread[part] + step.mass * step.shift)
+                    spread[part] = drifted + x.mul_(step.weights).sum(1, keepdim=True)
         values = gap / first.mass - first.mass.log() + second.mass.log()
         entropy = (first.mass.log() - spread / first.mass)[:, 0]
         ctx.save_for_backward(*tensors, values, first.logsumexp, second.logsumexp)
@@ -227,15 +232,14 @@ class _KL(torch.autograd.Function):
         def cotangent(part: slice, words: slice) -> Tensor:
             logits = block_logits(hidden[part], head, words)
             slope = slopes(logits, head)
-            student = logits.div_(kd_temperature)
-            teacher = block_logits(teacher_hidden[part], teacher_head, words).div_(kd_temperature)
-            if direction == "reverse":
-                logp = student.sub_(first[part])
-                logp_minus_logq = teacher.sub_(second[part]).neg_().add_(logp)
-                grad = logp.exp_().mul_(logp_minus_logq.sub_(values[part]))
-            else:
+            student = _cooled(logits, kd_temperature)
+            teacher = _cooled(block_logits(teacher_hidden[part], teacher_head, words), kd_temperature)
+            if direction == "forward":
                 grad = student.sub_(second[part]).exp_().sub_(teacher.sub_(first[part]).exp_())
-            return steepen(grad.mul_(scaled[part]), slope)
+                return steepen(grad.mul_(scaled[part]), slope)
+            logp = student.sub_(first[part])
+            lacking = teacher.sub_(second[part] - values[part]).sub_(logp)  # log Q - log P + value
+            return steepen(logp.exp_().mul_(lacking).mul_(-scaled[part]), slope)
 
         sums = Grads.zeros(hidden, head, ctx.needs_input_grad[:3])
         backpropagate(hidden, head, sums, plan_blocks(hidden, head, chunk_bytes // 2), cotangent)
