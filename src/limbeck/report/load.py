@@ -17,7 +17,8 @@ from limbeck.types import MEASUREMENT_COLUMNS, Measurement, Null
 RUN_KEYS = (
     "run", "arm", "seed", "init_seed", "objective", "normalizer", "credit", "selection", "learning_rate", "items",
     "rows", "right_share", "steps", "epochs", "update_norm", "rollouts_digest", "init_digest", "adapter_digest",
-    "seconds", "stop_norm", "pair_rule", "final_nll", "role", "knobs",
+    "seconds", "stop_norm", "pair_rule", "final_nll", "role", "knobs", "mixed_groups", "all_right_groups",
+    "all_wrong_groups", "rows_too_long",
 )  # fmt: skip
 FILES = (
     "study.json", "arms.json", "comparison.json", "measurements.parquet", "paths.json", "training.json",

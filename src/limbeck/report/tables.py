@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limbeck.geometry import REASONS
@@ -85,6 +85,17 @@ def _pair_cells(pair: Pair | None, alpha: float) -> list[Cell]:
     ]
 
 
+def _left_out(facts: Mapping[str, Any]) -> str:
+    """How pairs were made and what gave none, and rows that did not fit: nothing is dropped in silence."""
+    notes = []
+    if facts["pair_rule"]:
+        barren = f"{facts['all_right_groups']} all right and {facts['all_wrong_groups']} all wrong gave none"
+        notes.append(f"{facts['pair_rule']}: pairs from {facts['mixed_groups']} mixed groups; {barren}")
+    if facts["rows_too_long"]:
+        notes.append(f"{facts['rows_too_long']} rows were too long")
+    return "; ".join(notes)
+
+
 def recipes(view: View) -> Table:
     """What each run was trained on and how; where arms differ besides their objective, it shows here."""
     numbers = ("learning_rate", "steps", "items", "rows", "epochs", "right_share", "final_nll", "seconds")
@@ -94,7 +105,7 @@ def recipes(view: View) -> Table:
         f = run.facts
         cells = [
             Cell(str(f["objective"] or NONE), str(f["objective"]), note=_how(f)),
-            Cell(str(f["selection"] or NONE), str(f["selection"]), note=str(f["pair_rule"] or "")),
+            Cell(str(f["selection"] or NONE), str(f["selection"]), note=_left_out(f)),
         ]
         for key in numbers:
             value = number(f[key])

@@ -108,7 +108,8 @@ def _arm(folder: Path, run: str, arm: Any, seed: int) -> dict[str, Any]:
     metrics = read_metrics(folder / "metrics.jsonl")
     stated = (
         "objective", "normalizer", "credit", "items", "rows", "right_share", "steps", "epochs", "update_norm",
-        "rollouts_digest", "init_digest", "adapter_digest", "seconds", "pair_rule", "mixed_groups", "rows_too_long",
+        "rollouts_digest", "init_digest", "adapter_digest", "seconds", "pair_rule", "mixed_groups",
+        "all_right_groups", "all_wrong_groups", "rows_too_long",
     )  # fmt: skip
     return {
         "run": run,
