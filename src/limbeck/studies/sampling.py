@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck.problems.grading import GRADER_ID, Outcome, grade_all
-from limbeck.problems.prompts import prompt_ids, stop_ids, template_digest, text_of
-from limbeck.rollouts.sample import Decoding, complete
+from limbeck.evals.evaluate import answer_all
+from limbeck.problems.grading import GRADER_ID, Outcome
+from limbeck.problems.prompts import template_digest
+from limbeck.rollouts.sample import Decoding
 from limbeck.types import Problem, Rollout, RolloutSet, problems_digest
 
 
@@ -26,30 +27,19 @@ def sample_rollouts(
 
     ``behavior_logprobs`` are those of the distribution that was sampled from, at its temperature.
     """
-    rows = [(problem, sample) for problem in problems for sample in range(samples)]
-    prompts = {problem.id: prompt_ids(tokenizer, problem.prompt) for problem in problems}
-    completions = complete(
-        model,
-        [prompts[problem.id] for problem, _ in rows],
-        [f"{problem.id}/{sample}" for problem, sample in rows],
-        decoding,
-        stop_ids=stop_ids(tokenizer),
-        advance=advance,
-    )
-    texts = [text_of(tokenizer, c.ids) for c in completions]
-    grades = grade_all(texts, [problem.answer for problem, _ in rows])
+    answers = answer_all(model, tokenizer, problems, decoding, num_samples=samples, advance=advance)
     rollouts = tuple(
         Rollout(
-            problem_id=problem.id,
-            sample=sample,
-            prompt_ids=prompts[problem.id],
-            response_ids=completion.ids,
-            behavior_logprobs=completion.logprobs,
-            reward=float(grade.outcome == Outcome.CORRECT),
-            finish=completion.finish,
-            response=text,
+            problem_id=answer.problem.id,
+            sample=answer.sample,
+            prompt_ids=answer.prompt_ids,
+            response_ids=answer.completion.ids,
+            behavior_logprobs=answer.completion.logprobs,
+            reward=float(answer.grade.outcome == Outcome.CORRECT),
+            finish=answer.completion.finish,
+            response=answer.text,
         )
-        for (problem, sample), completion, text, grade in zip(rows, completions, texts, grades, strict=True)
+        for answer in answers
     )
     provenance = {
         **source,

@@ -22,7 +22,7 @@ from limbeck.worlds import resolve
 
 
 def load_model(name: str) -> PreTrainedModel:
-    """A causal language model in fp32 and eval mode, from a folder or a world (``abacus:base``).
+    """A causal language model in fp32 and eval mode, on the GPU if there is one, from a folder or a world (``abacus:base``).
 
     Raises:
         ModelError: no such folder, pickled weights, or weights that do not fit the config.
@@ -35,7 +35,7 @@ def load_model(name: str) -> PreTrainedModel:
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{path} must load as a transformers causal language model, received: {error}") from error
-    return model.eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -81,7 +81,7 @@ def train(
     out = claim(out, overwrite=overwrite)
     _same_settings(out, config)
     model = load_model(config.base)
-    check_head(model, torch.tensor(rollout_set.rollouts[0].prompt_ids[:8]))
+    check_head(model, torch.tensor(rollout_set.rollouts[0].prompt_ids[:8], device=model.device))
     scores = _scores(config, objective, rollout_set, model)
     context = getattr(model.config, "max_position_embeddings", None)
     data, facts = prepare(config.train, objective, rollout_set, scores, context=context)
