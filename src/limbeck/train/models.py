@@ -35,7 +35,8 @@ def load_model(name: str) -> PreTrainedModel:
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{path} must load as a transformers causal language model, received: {error}") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval()  # type: ignore[arg-type]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
