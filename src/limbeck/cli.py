@@ -263,12 +263,17 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where report.html goes; the study folder by default.")
     ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Sentences and tables to stdout instead.")] = False,
 ) -> None:
     """Results to one self-contained HTML page, with a CSV beside every figure."""
     from limbeck.report import build
+    from limbeck.report import markdown as as_markdown
 
     results = study / "results" if (study / "results").is_dir() else study
-    typer.echo(build(results, out or study))
+    if markdown:
+        typer.echo(as_markdown(results), nl=False)
+    else:
+        typer.echo(build(results, out or study))
 
 
 @app.command()
