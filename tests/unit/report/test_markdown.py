@@ -1,0 +1,30 @@
+"""The Markdown page says what the HTML page says, and data cannot break its tables."""
+
+from __future__ import annotations
+
+import re
+
+from limbeck.report import answer, markdown
+from limbeck.report.load import load
+from limbeck.report.view import View
+
+
+def test_every_sentence_and_arm_of_the_report_is_there(results):
+    page = markdown(results)
+    plain = page.replace("&lt;", "<").replace("&amp;", "&")
+    view = View(load(results))
+    for sentence in answer.sentences(view):
+        assert sentence.text in plain
+    for run in view.runs:
+        assert run.label in plain
+
+
+def test_tables_are_rectangular(results):
+    for block in re.findall(r"(?:^\|.*\|\n)+", markdown(results), re.MULTILINE):
+        rows = block.strip().splitlines()
+        widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+        assert len(widths) == 1, rows[0]
+
+
+def test_the_same_folder_gives_the_same_page(results):
+    assert markdown(results) == markdown(results)
