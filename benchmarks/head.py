@@ -5,8 +5,9 @@
 Hidden size 256, a vocabulary of 151,936, 2,048 tokens (1,024 for the divergence, whose peer needs the room), fp32, one
 thread, forward and backward. The floor is measured in the same process between the repeats: the same number of products
 of tokens x hidden x vocabulary, nothing else, in whichever of two block shapes is faster. Seconds are CPU seconds of the
-one thread, medians, so that a neighbor's load on the machine counts less. Peers: whole logits with log_softmax, and
-``torch.nn.functional.linear_cross_entropy`` in chunks. Every case runs in a process of its own; so does every memory row.
+one thread, medians, so that a neighbor's load on the machine counts less. Peers: whole logits with log_softmax, and,
+once because it is slow here, ``torch.nn.functional.linear_cross_entropy`` in chunks. Every case runs in a process of
+its own; so does every memory row.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ def inputs(tokens: int, vocab: int, *, trainable: bool = False) -> Inputs:
     )
 
 
+def naive_total(given: Inputs, head: Head) -> Tensor:
+    logp = (given.hidden @ head.weight.T).log_softmax(-1)
+    return logp.gather(1, given.targets[:, None]).sum()
+
+
 def naive_scores(given: Inputs, head: Head) -> Tensor:
     """Log-probs with gradient and, as a metric, the entropy: what our scores hold."""
     logp = (given.hidden @ head.weight.T).log_softmax(-1)
@@ -108,12 +114,12 @@ CASES = {
     ),
     "linear-frozen": Case(
         "linear_total, frozen head", (1, 1, 0),
-        lambda g: linear_total(g.hidden, g.frozen, g.targets, g.weights).total, lambda g: torch_total(g, g.frozen), TORCH,
+        lambda g: linear_total(g.hidden, g.frozen, g.targets, g.weights).total, lambda g: naive_total(g, g.frozen), NAIVE,
     ),
     "linear-trainable": Case(
         "linear_total, trainable head", (1, 1, 1),
         lambda g: linear_total(g.hidden, g.trainable, g.targets, g.weights).total,
-        lambda g: torch_total(g, g.trainable), TORCH,
+        lambda g: naive_total(g, g.trainable), NAIVE,
     ),
     "reverse-kl": Case(
         "reverse_kl, frozen head", (4, 1, 0),
@@ -159,12 +165,20 @@ def time_case(name: str, tokens: int, vocab: int) -> dict[str, float]:
     found: dict[str, list[float]] = {"ours": [], "theirs": [], "floor": []}
     step(given, case.ours)
     for repeat in range(REPEATS):
-        shapes = (256, min(vocab, 16_384)), (256, min(vocab, 1024))
+        rows = min(256, tokens)
+        shapes = (rows, min(vocab, 16_384)), (rows, min(vocab, 1024))
         found["floor"].append(min(floor_seconds(given, case.products, *shape) for shape in shapes))
         found["ours"].append(seconds(lambda: step(given, case.ours)))
         if repeat < 3:
             found["theirs"].append(seconds(lambda: step(given, case.theirs)))
     return {name: statistics.median(times) for name, times in found.items()}
+
+
+def time_torch(name: str, tokens: int, vocab: int) -> dict[str, float]:
+    """The chunked peer of a linear total, once."""
+    given = inputs(tokens, vocab, trainable="trainable" in name)
+    head = given.trainable if "trainable" in name else given.frozen
+    return {"theirs": seconds(lambda: step(given, lambda g: torch_total(g, head)))}
 
 
 def peak_megabytes(name: str, whose: str, tokens: int, vocab: int) -> dict[str, float]:
@@ -191,11 +205,15 @@ def time_rows(name: str, scale: int) -> list[tuple]:
     ours, theirs, floor = found["ours"], found["theirs"], found["floor"]
     what = f"{case.what}, {tokens} tokens x {vocab} words"
     over = f"{what}: time over its {sum(case.products)} matrix products"
-    rows = [(over, ours / floor, theirs / floor, case.peer, theirs / ours, GOAL_TIME, "times")]
+    rows: list[tuple] = [(over, ours / floor, theirs / floor, case.peer, theirs / ours, GOAL_TIME, "times")]
     if name == "score-frozen":
         three = f"{what}: time over the 3 products of logits, logits again, gradient"
         rows.append((three, ours / floor / 1.5, theirs / floor / 1.5, case.peer, theirs / ours, GOAL_TIME, "times"))
-    return [*rows, (f"{what}: forward and backward", ours, theirs, case.peer, theirs / ours, None, "s")]
+    rows.append((f"{what}: forward and backward", ours, theirs, case.peer, theirs / ours, None, "s"))
+    if name.startswith("linear"):
+        chunked = child("torch", name, tokens, vocab)["theirs"]
+        rows.append((f"{what}: forward and backward", ours, chunked, TORCH, chunked / ours, None, "s"))
+    return rows
 
 
 def memory_rows(name: str, scale: int) -> list[tuple]:
@@ -230,7 +248,8 @@ def main() -> None:
     if arguments.job:
         kind, name, tokens, vocab, *whose = arguments.job
         size = int(tokens), int(vocab)
-        print(json.dumps(time_case(name, *size) if kind == "time" else peak_megabytes(name, "".join(whose), *size)))
+        job = {"time": time_case, "torch": time_torch}.get(kind)
+        print(json.dumps(job(name, *size) if job else peak_megabytes(name, whose[0], *size)))
         return
     rows = run(arguments.scale)
     for row in rows:

@@ -33,6 +33,10 @@ from limbeck.heads.blocks import (
 )
 from limbeck.heads.logprobs import scan, score_cotangent
 
+HELD_BYTES = (
+    256 << 20
+)  # of fp32 logits held for a trainable head: each chunk reads and writes the weight's gradient once
+
 
 class LinearTotal(NamedTuple):
     """``total = sum(weights * logprobs)`` with gradient; ``logprobs`` in nats without, for metrics."""
@@ -47,7 +51,7 @@ def linear_total(
     targets: Int[Tensor, " tokens"],
     weights: Float[Tensor, " tokens"],
     *,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int = HELD_BYTES,
 ) -> LinearTotal:
     """Weighted sum of log-probs whose backward only scales: two matrix products, three for a trainable head.
 
@@ -58,7 +62,8 @@ def linear_total(
         head: the output head; its weight and bias get a gradient only if they require one.
         targets: token ids to score.
         weights: what multiplies each log-prob; constants, so they must not require a gradient.
-        chunk_bytes: how much fp32 logits to hold at most (at least one token's).
+        chunk_bytes: how much fp32 logits to hold at most (at least one token's); a frozen head on a CPU holds no more
+            than its cache does.
 
     >>> head = Head(weight=torch.zeros(4, 2))
     >>> round(linear_total(torch.ones(1, 2), head, torch.tensor([3]), torch.tensor([2.0])).total.exp().item(), 4)
