@@ -13,7 +13,7 @@ from importlib import resources
 from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
-from limbeck.report.view import Run, View
+from limbeck.report.view import Pair, Run, View
 from limbeck.report.words import fixed, listed, p_value, percent, points, short, span
 
 CLUSTER = ("sft", "rft", "rift")
@@ -91,8 +91,13 @@ def _not_above_base(view: View, runs: dict[str, Run]) -> Claim | None:
         "94.2 against 94.0 on GSM8K, re-measured",
         "sec",
         f"{points(pair.difference)}, interval {fixed(100 * pair.low, 1)} to {fixed(100 * pair.high, 1)}",
-        _verdict(not called),
+        _verdict(not called) if called or _could_call(pair) else "undecided",
     )
+
+
+def _could_call(pair: Pair) -> bool:
+    """Whether the test could have called any difference at all: where it could not, "not told apart" says nothing."""
+    return math.isfinite(pair.smallest_callable)
 
 
 def _damage(view: View, runs: dict[str, Run]) -> Claim | None:
@@ -126,7 +131,7 @@ def _alike(view: View, runs: dict[str, Run]) -> Claim | None:
         "pub",
         f"{fixed(min(values), 1)} to {percent(max(values) / 100)}; "
         + (f"told apart: {names}" if apart else "no pair told apart"),
-        _verdict(not apart),
+        _verdict(not apart) if apart or all(map(_could_call, known)) else "undecided",
     )
 
 

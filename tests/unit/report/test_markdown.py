@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from limbeck.folders import read_json, write_json
 from limbeck.report import answer, markdown
 from limbeck.report.load import load
 from limbeck.report.view import View
@@ -28,3 +29,12 @@ def test_tables_are_rectangular(results):
 
 def test_the_same_folder_gives_the_same_page(results):
     assert markdown(results) == markdown(results)
+
+
+def test_a_study_that_could_call_nothing_reproduces_nothing(write_results, tmp_path):
+    folder = write_results(tmp_path / "blunt")
+    comparison = read_json(folder / "comparison.json")
+    comparison["pairs"] = [{**pair, "p_holm": 1.0, "smallest_callable": None} for pair in comparison["pairs"]]
+    write_json(folder / "comparison.json", comparison)
+    reproduced = [line for line in markdown(folder).splitlines() if "and reproduced here" in line]
+    assert not any("told apart" in line for line in reproduced)
