@@ -75,7 +75,7 @@ def sample(
     out: Out,
     samples: Annotated[int, typer.Option(min=1, help="Rollouts a problem.")] = 4,
     num: Annotated[int | None, typer.Option(min=1, help="Use the first so many problems.")] = None,
-    file_format: Annotated[str, typer.Option("--format", help="jsonl, gsm8k or math.")] = "jsonl",
+    file_format: Annotated[str, typer.Option("--format", help="jsonl, gsm8k, math or aime.")] = "jsonl",
     sampling_temperature: Annotated[float, typer.Option(min=1e-6, help="Divides the logits.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     seed: int = 0,
@@ -173,7 +173,7 @@ def evaluate(
     adapter: Annotated[Path | None, typer.Option(help="A run or a PEFT adapter on top of the base.")] = None,
     name: Annotated[str | None, typer.Option(help="Whose table this is.")] = None,
     num: Annotated[int | None, typer.Option(min=1, help="Use the first so many problems.")] = None,
-    file_format: Annotated[str, typer.Option("--format", help="jsonl, gsm8k or math.")] = "jsonl",
+    file_format: Annotated[str, typer.Option("--format", help="jsonl, gsm8k, math or aime.")] = "jsonl",
     samples: Annotated[int, typer.Option(min=1, help="Answers a problem.")] = 1,
     sampling_temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
@@ -181,7 +181,7 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Checkpoint and problems to a score table."""
-    from limbeck.evals.apply import applied
+    from limbeck.evals.apply import applied, check_base
     from limbeck.evals.evaluate import evaluate as run
     from limbeck.evals.tables import write_table
     from limbeck.folders import refuse_existing
@@ -189,12 +189,14 @@ def evaluate(
     from limbeck.progress import bar
     from limbeck.rollouts.sample import Decoding
     from limbeck.studies.inputs import problems_named, read_problems
-    from limbeck.train.models import load_model, load_tokenizer
+    from limbeck.train.models import load_model, load_tokenizer, model_digest
 
     refuse_existing(out, overwrite=overwrite)
     picked = [problem for problem, _ in read_problems(problems_named(problems, file_format, num, seed))]
     decoding = Decoding(sampling_temperature=sampling_temperature, max_new_tokens=max_new_tokens, seed=seed)
     named = name or (adapter.name if adapter else "base")
+    if adapter:
+        check_base(adapter, model_digest(base))
     delta = read_adapter(adapter, name=named) if adapter else None
     with applied(load_model(base), delta) as model, bar("eval", len(picked) * samples) as advance:
         table = run(

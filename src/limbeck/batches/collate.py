@@ -22,7 +22,7 @@ PER_TOKEN_INPUTS = ("behavior_logprobs", "old_logprobs", "reference_logprobs", "
 BEHAVIOR = (
     "behavior_logprobs",
     "old_logprobs",
-)  # rollouts carry them; a re-score of the old policy replaces the latter
+)  # rollouts carry them, unless a re-score of the policy that wrote them is given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def _input(name: str, data: TrainingData, items: Sequence[int], index: Sequence[
         return torch.arange(len(index)).reshape(-1, 2)
     if name == "pair_weights":
         return torch.tensor([data.weights[item] for item in items], dtype=torch.float32)
-    if name == "behavior_logprobs" or (name == "old_logprobs" and name not in data.columns):
+    if name in BEHAVIOR and name not in data.columns:
         return align.per_token([data.rollouts[i].behavior_logprobs for i in index], mask)
     if name == "rewards" and name not in data.columns:
         return torch.tensor([data.rollouts[i].reward for i in index], dtype=torch.float32)

@@ -93,6 +93,7 @@ def check_head(model: nn.Module, ids: Int[Tensor, " length"]) -> None:
         ModelError: they differ by more than rounding; the architecture does something between decoder and logits.
     """
     causal = unwrapped(model)
+    ids = ids.to(next(model.parameters()).device)
     row = ids[None]
     own = causal(input_ids=row).logits[0, :-1].float().log_softmax(-1)
     hidden = hidden_states(model, row, torch.tensor([len(ids)], device=ids.device))

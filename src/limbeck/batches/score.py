@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from limbeck.batches.collate import TrainingData, collate, micro_batches
-from limbeck.batches.forward import Student
+from limbeck.batches.forward import Student, check_head
 from limbeck.errors import ProvenanceError
 from limbeck.folders import publish, read_manifest
 from limbeck.types import Rollout, RolloutSet
@@ -27,12 +29,22 @@ def score_rollouts(
     token_budget: int = 16384,
     advance: Callable[[int], None] = lambda num: None,
 ) -> list[list[float]]:
-    """Log p(response token), nats, at temperature 1, for every rollout in the order given."""
+    """Log p(response token), nats, at temperature 1, for every rollout in the order given.
+
+    A rollout longer than the model's context gets NaN: it is dropped, and counted, where training selects its rows.
+
+    Raises:
+        ModelError: the model's log-probs cannot be had from its hidden states.
+    """
     student = Student(model).eval()
     device = next(model.parameters()).device
+    first = rollouts[0]
+    check_head(model, torch.tensor([*first.prompt_ids, *first.response_ids][:16]))
+    context = getattr(getattr(model, "config", None), "max_position_embeddings", None) or sys.maxsize
     data = TrainingData(rollouts=rollouts, items=[(i,) for i in range(len(rollouts))], weights=[1.0] * len(rollouts))
-    out: dict[int, list[float]] = {}
-    for items in micro_batches(data, range(len(rollouts)), token_budget=token_budget):
+    out = {i: [math.nan] * len(r.response_ids) for i, r in enumerate(rollouts) if data.width(i) > context}
+    fitting = [i for i in range(len(rollouts)) if i not in out]
+    for items in micro_batches(data, fitting, token_budget=token_budget) if fitting else []:
         batch = collate(data, items, ()).to(device)
         logprobs = student(batch).logprobs.cpu()
         mask = batch.mask.cpu()

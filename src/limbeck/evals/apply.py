@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor, nn
 
-from limbeck.errors import ModelError
+from limbeck.errors import ModelError, ProvenanceError
+from limbeck.folders import read_json
 from limbeck.types import Delta, LowRank
 
 M = TypeVar("M", bound=nn.Module)
@@ -59,3 +61,18 @@ def _adder(factors: LowRank, module: nn.Module, name: str) -> Callable[..., Tens
         return output + (inputs[0] @ right.T) @ left.T
 
     return add
+
+
+def check_base(adapter: Path, base_digest: str) -> None:
+    """Refuse an adapter that says it was trained on other weights; one that says nothing passes.
+
+    Raises:
+        ProvenanceError: the digests differ.
+    """
+    for path in (adapter / "limbeck.json", adapter / "adapter" / "limbeck.json"):
+        stated = read_json(path).get("base_digest") if path.is_file() else None
+        if stated and stated != base_digest:
+            raise ProvenanceError(
+                f"an adapter must meet the base it was trained on, received {adapter} of base {stated[:12]} and a base "
+                f"{base_digest[:12]}. Give that base."
+            )

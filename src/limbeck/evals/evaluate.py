@@ -44,7 +44,7 @@ def answer_all(
         [prompts[problem.id] for problem, _ in rows],
         [f"{problem.id}/{sample}" for problem, sample in rows],
         decoding,
-        stop_ids=stop_ids(tokenizer),
+        stop_ids=stop_ids(tokenizer, model.generation_config),
         advance=advance,
     )
     texts = [text_of(tokenizer, completion.ids) for completion in completions]

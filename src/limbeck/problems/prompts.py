@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from limbeck.errors import ModelError
+
+PROBE = "42"  # an answer that no template can take for markup
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
@@ -30,10 +32,29 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ..
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int, ...]:
-    """Ids of a written (not sampled) response, closed with the end-of-sequence token exactly once."""
-    eos = stop_ids(tokenizer)[0]
+    """Ids of a written (not sampled) response, closed exactly once with the token that ends a turn."""
+    end = turn_end(tokenizer)
     ids = tuple(tokenizer.encode(response, add_special_tokens=False))
-    return ids if ids and ids[-1] == eos else (*ids, eos)
+    return ids if ids and ids[-1] == end else (*ids, end)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The special token that the chat template writes after an answer; the end of sequence where it writes none.
+
+    Raises:
+        ModelError: neither the template nor the tokenizer names one.
+    """
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": PROBE}]
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        tail = tokenizer.encode(rendered.rpartition(PROBE)[2].strip(), add_special_tokens=False)
+        if tail and tail[0] in tokenizer.all_special_ids:
+            return int(tail[0])
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "a tokenizer must name an end-of-sequence token, received none. Set eos_token in tokenizer_config.json."
+        )
+    return int(str(tokenizer.eos_token_id))
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -41,13 +62,13 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids that end a response, the tokenizer's own first."""
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            "a tokenizer must name an end-of-sequence token, received none. Set eos_token in tokenizer_config.json."
-        )
-    return (int(str(tokenizer.eos_token_id)),)
+def stop_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None = None) -> tuple[int, ...]:
+    """Every id that ends a response: the template's, the tokenizer's, and those of the model's generation config."""
+    stops = [turn_end(tokenizer)]
+    stops += [int(str(tokenizer.eos_token_id))] if tokenizer.eos_token_id is not None else []
+    listed = generation.eos_token_id if generation is not None else None
+    stops += listed if isinstance(listed, list) else [listed] if listed is not None else []
+    return tuple(dict.fromkeys(stops))
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError, DataError, ModelError
 from limbeck.types import Finish
 
+CACHE_TOLERANCE = 0.01  # nats, fp32
 COMPACT_BELOW = 0.75  # finished rows are dropped once this share of the batch is left; each drop copies the cache
 
 
@@ -74,6 +75,7 @@ def complete(
 
     Raises:
         DataError: an empty prompt, or one that leaves no room in the model's context.
+        ModelError: the model does not decode with a cache as it reads in one pass.
     """
     context = getattr(model.config, "max_position_embeddings", None)
     for key, prompt in zip(keys, prompts, strict=True):
@@ -88,6 +90,8 @@ def complete(
         rows = order[begin : begin + decoding.batch_size]
         uniforms = torch.stack([_stream(decoding, keys[i]) for i in rows])
         done = _decode_batch(model, [prompts[i] for i in rows], uniforms, decoding, torch.tensor(sorted(stop_ids)))
+        if not out:
+            _check_cache(model, prompts[rows[0]], done[0], decoding)
         out.update(zip(rows, done, strict=True))
         advance(len(rows))
     return [out[i] for i in range(len(prompts))]
@@ -140,6 +144,20 @@ def _decode_batch(
         )
         for i in range(len(prompts))
     ]
+
+
+@torch.inference_mode()
+def _check_cache(model: PreTrainedModel, prompt: Sequence[int], completion: Completion, decoding: Decoding) -> None:
+    """Read one completion again in one pass: a model that ignores the cache, or left padding, would not agree."""
+    ids = torch.tensor([[*prompt, *completion.ids]], device=model.device)
+    scaled = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float() / (decoding.sampling_temperature or 1.0)
+    again = scaled.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+    gap = (again.cpu() - torch.tensor(completion.logprobs)).abs().max().item()
+    if not gap <= CACHE_TOLERANCE:
+        raise ModelError(
+            f"log-probs while decoding must be those of one pass over the text within {CACHE_TOLERANCE} nats, received a gap "
+            f"of {gap:.2g}. {type(model).__name__} cannot be decoded here with a key-value cache and left padding."
+        )
 
 
 def left_pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:

@@ -17,7 +17,7 @@ from limbeck.folders import digest_of, file_digest
 from limbeck.objectives import inputs as objective_inputs
 from limbeck.objectives.vocabulary import check_same_map
 from limbeck.studies.config import ArmConfig, ProblemsConfig, StudyConfig
-from limbeck.train.models import load_tokenizer, model_digest
+from limbeck.train.models import input_digest, load_tokenizer
 from limbeck.train.run import check
 
 
@@ -60,7 +60,7 @@ def make_plan(config: StudyConfig) -> list[Step]:
         ConfigError, ModelError: an arm, model or file that cannot serve, before anything runs.
     """
     plan = _Plan()
-    student = {"base": config.student, "base_digest": model_digest(config.student)}
+    student = {"base": config.student, "base_digest": input_digest(config.student)}
     rollouts = plan.add("rollouts", "rollouts", _rollouts(config), {}, 30)
     needs = {name for arm in config.arms for name in _scores_read(config, arm)}
     scores = {
@@ -72,7 +72,7 @@ def make_plan(config: StudyConfig) -> list[Step]:
     decode = {"problems": problems, "max_new_tokens": config.eval.max_new_tokens, "batch_size": config.eval.batch_size}
     tables = {"base": plan.add("eval/base", "eval", {**student, **decode, "name": "base"}, {}, 12)}
     if config.teacher:
-        teacher = {"base": config.teacher, "base_digest": model_digest(config.teacher)}
+        teacher = {"base": config.teacher, "base_digest": input_digest(config.teacher)}
         tables["teacher"] = plan.add("eval/teacher", "eval", {**teacher, **decode, "name": "teacher"}, {}, 12)
     for run, step in runs.items():
         tables[run] = plan.add(f"eval/{run}", "eval", {**student, **decode, "name": run}, {"run": step}, 12)
@@ -156,9 +156,14 @@ def _scorer(config: StudyConfig, name: str) -> dict[str, Any]:
     model = config.teacher if name == "teacher_logprobs" else config.student
     if model is None or name == "signal":
         raise ConfigError(f"an arm reads {name}: the study needs a teacher that gives it, received none.")
-    if model != config.student:
-        check_same_map(load_tokenizer(config.student).get_vocab(), load_tokenizer(model).get_vocab())
-    return {"base": model, "base_digest": model_digest(model), "token_budget": config.train.token_budget}
+    _check_vocabulary(config.student, model)
+    return {"base": model, "base_digest": input_digest(model), "token_budget": config.train.token_budget}
+
+
+def _check_vocabulary(student: str, teacher: str) -> None:
+    """A teacher's token ids are trained on and scored as they are, so they must mean the same to the student."""
+    if teacher != student:
+        check_same_map(load_tokenizer(student).get_vocab(), load_tokenizer(teacher).get_vocab())
 
 
 def _rollouts(config: StudyConfig) -> dict[str, Any]:
@@ -166,13 +171,19 @@ def _rollouts(config: StudyConfig) -> dict[str, Any]:
     if given.path:
         path = Path(given.path)
         identity = file_digest(path) if path.is_file() else file_digest(path / "manifest.json")
-        return {"path": given.path, "file_digest": identity, "tokenizer": config.student}
+        return {
+            "path": given.path,
+            "file_digest": identity,
+            "tokenizer": config.student,
+            "student": input_digest(config.student),
+        }
     params = given.model_dump(mode="json", exclude={"path", "problems"})
     teacher = str(config.teacher)
+    _check_vocabulary(config.student, teacher)
     return {
         **params,
         "teacher": teacher,
-        "teacher_digest": model_digest(teacher),
+        "teacher_digest": input_digest(teacher),
         "problems": _problems(given.problems),
     }
 

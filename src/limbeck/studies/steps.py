@@ -22,8 +22,8 @@ from limbeck.studies.inputs import read_any_rollouts, read_problems
 from limbeck.studies.representation import compare_states
 from limbeck.studies.sampling import sample_rollouts
 from limbeck.studies.walk import walk
-from limbeck.train.models import load_model, load_tokenizer
-from limbeck.train.run import RunConfig, train
+from limbeck.train.models import load_model, load_tokenizer, model_digest
+from limbeck.train.run import RunConfig, check, train
 
 Params = dict[str, Any]
 Inputs = dict[str, Path]
@@ -58,7 +58,7 @@ def rollouts(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
         problems,
         decoding,
         samples=params["samples"],
-        source={"model": params["teacher"], "model_digest": params["teacher_digest"]},
+        source={"model": params["teacher"], "model_digest": model_digest(params["teacher"])},
         advance=_counter(tell, len(problems) * params["samples"]),
     )
     write_rollouts(rollout_set, out)
@@ -73,7 +73,7 @@ def score(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
         token_budget=params["token_budget"],
         advance=_counter(tell, len(rollout_set)),
     )
-    write_scores(out, rollout_set, scores, model_digest=params["base_digest"])
+    write_scores(out, rollout_set, scores, model_digest=model_digest(params["base"]))
 
 
 def train_arm(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
@@ -83,7 +83,8 @@ def train_arm(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
         norm = folders.read_manifest(inputs["norm_of"], "run")["update_norm"]
         settings = settings.model_copy(update={"stop_norm": norm})
     if "items_of" in inputs:
-        items = folders.read_manifest(inputs["items_of"], "run")["rows"]
+        rows = folders.read_manifest(inputs["items_of"], "run")["rows"]
+        items = max(rows // 2, 1) if check(settings).unit == "pair" else rows
         settings = settings.model_copy(update={"max_items": items})
     scores = {role: str(path) for role, path in inputs.items() if role.endswith("_logprobs")}
     config = RunConfig(base=params["base"], rollouts=str(inputs["rollouts"]), scores=scores, train=settings)

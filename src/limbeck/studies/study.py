@@ -11,7 +11,7 @@ from pathlib import Path
 from limbeck.folders import claim, is_complete, refuse_existing, seal, write_json
 from limbeck.progress import bars
 from limbeck.studies.config import StudyConfig
-from limbeck.studies.plan import Step, make_plan
+from limbeck.studies.plan import make_plan
 from limbeck.studies.results import collect
 from limbeck.studies.runner import default_workers, run_plan
 from limbeck.train.models import model_folder
@@ -25,6 +25,7 @@ def run_study(config: StudyConfig, out: Path, *, overwrite: bool = False) -> Pat
     Raises:
         FolderError: ``out`` holds a finished study (or something else) and ``overwrite`` is off.
     """
+    out = out.resolve()
     begin, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     refuse_existing(out, overwrite=overwrite)
     steps = make_plan(config)
@@ -44,8 +45,3 @@ def run_study(config: StudyConfig, out: Path, *, overwrite: bool = False) -> Pat
 def finish(out: Path, facts: dict[str, object]) -> None:
     """Declare a study complete, once its report is there."""
     seal(out, kind="study", facts=facts)
-
-
-def describe(steps: list[Step]) -> list[tuple[str, str, float]]:
-    """Name, kind and guessed seconds of every step."""
-    return [(step.name, step.kind, step.cost) for step in steps]

@@ -35,7 +35,7 @@ def resume(folder: Path, model: torch.nn.Module, optimizer: Any, schedule: Any) 
         own = adapter_tensors(model)
         for name, tensor in load_file(path / "adapter.safetensors").items():
             own[name].copy_(tensor)
-        state = torch.load(path / "state.pt", weights_only=True)
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])

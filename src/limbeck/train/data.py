@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,10 +17,11 @@ from limbeck.types import Objective, RolloutSet
 
 
 class Prepared(NamedTuple):
-    """Training data and the counts that the run's record states."""
+    """Training data, the counts that the run's record states, and what was selected or dropped, by name."""
 
     data: TrainingData
     facts: dict[str, object]
+    selection: dict[str, object]
 
 
 def prepare(
@@ -53,22 +55,30 @@ def prepare(
         )
     rule = config.credit or objective.credit
     columns = {**_credit_columns(objective, rule, rollout_set), **scores}
-    items, weights, facts = _items(config, objective, rollout_set, fits)
-    if config.max_items and config.max_items < len(items):
-        order = torch.randperm(len(items), generator=torch.Generator().manual_seed(config.seed))
-        kept = sorted(order[: config.max_items].tolist())
-        items, weights = [items[i] for i in kept], [weights[i] for i in kept]
+    items, weights, facts, selection = _items(config, objective, rollout_set, fits)
     data = TrainingData(rollouts=rollouts, items=items, weights=weights, columns=columns)
-    used = [rollouts[row] for item in items for row in item]
+    if config.max_items and config.max_items < len(items):
+        data = _fewer(data, config.max_items, seed=config.data_seed)
+    used = [rollouts[row] for row in {row for item in data.items for row in item}]  # a row of several pairs is one row
     facts |= {
-        "items": len(items),
+        "items": len(data.items),
         "rows": len(used),
         "rows_too_long": len(rollouts) - sum(fits),
-        "right_share": sum(r.reward > 0 for r in used) / len(used),
+        "right_share": sum(select.is_right(r) for r in used) / len(used),
         "response_tokens": sum(len(r.response_ids) for r in used),
         "credit": rule if "advantages" in columns else "",
     }
-    return Prepared(data, facts)
+    too_long = [list(r.key) for r, fit in zip(rollouts, fits, strict=True) if not fit]
+    return Prepared(data, facts, {**selection, "too_long": too_long, "items": data.keys})
+
+
+def _fewer(data: TrainingData, num: int, *, seed: int) -> TrainingData:
+    """So many items, chosen by a hash of their names: a shuffled file gives the same choice."""
+    keys = data.keys
+    rank = [hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogatepass")).digest() for key in keys]
+    kept = sorted(sorted(range(len(keys)), key=rank.__getitem__)[:num])
+    items, weights = [data.items[i] for i in kept], [data.weights[i] for i in kept]
+    return TrainingData(rollouts=data.rollouts, items=items, weights=weights, columns=data.columns)
 
 
 def _credit_columns(objective: Objective, rule: str, rollout_set: RolloutSet) -> dict[str, Sequence]:
@@ -90,34 +100,44 @@ def _credit_columns(objective: Objective, rule: str, rollout_set: RolloutSet) ->
     return columns
 
 
-def _items(
-    config: TrainConfig, objective: Objective, rollout_set: RolloutSet, fits: Sequence[bool]
-) -> tuple[list[tuple[int, ...]], list[float], dict[str, object]]:
+class _Chosen(NamedTuple):
+    items: list[tuple[int, ...]]
+    weights: list[float]
+    facts: dict[str, object]
+    record: dict[str, object]
+
+
+def _items(config: TrainConfig, objective: Objective, rollout_set: RolloutSet, fits: Sequence[bool]) -> _Chosen:
     if objective.unit == "pair":
-        selection = select.pairs(rollout_set, rule=config.pairs, seed=config.seed)
-        kept = [i for i, pair in enumerate(selection.pairs) if all(fits[row] for row in pair)]
-        facts: dict[str, object] = {
-            "pair_rule": config.pairs,
-            "mixed_groups": selection.num_mixed,
-            "all_right_groups": selection.num_all_right,
-            "all_wrong_groups": selection.num_all_wrong,
-        }
-        if not kept:
-            raise DegenerateError(
-                f"{objective.name} needs problems with a right and a wrong rollout, received {selection.num_mixed} mixed, "
-                f"{selection.num_all_right} all-right and {selection.num_all_wrong} all-wrong groups. "
-                "Sample more rollouts a problem, or at a higher temperature."
-            )
-        return [tuple(selection.pairs[i]) for i in kept], [selection.weights[i] for i in kept], facts
-    chosen = range(len(rollout_set))
-    if config.selection == "correct":
-        chosen = select.correct(rollout_set).indices
-    elif config.selection == "distinct":
-        chosen = select.distinct(rollout_set).indices
+        return _pairs(config, rollout_set, fits)
+    record: dict[str, object] = {"rule": "all", "kept": len(rollout_set), "dropped": {}}
+    chosen: Sequence[int] = range(len(rollout_set))
+    if config.selection != "all":
+        rule = select.correct if config.selection == "correct" else select.distinct
+        selection = rule(rollout_set)
+        chosen, record = selection.indices, selection.record()
     rows = [i for i in chosen if fits[i]]
     if not rows:
         raise DegenerateError(
             f'selection "{config.selection}" must leave at least one rollout, received 0 of {len(rollout_set)}. '
             "Grade the rollouts, or train on all of them."
         )
-    return [(i,) for i in rows], [1.0] * len(rows), {"selection": config.selection}
+    return _Chosen([(i,) for i in rows], [1.0] * len(rows), {"selection": config.selection}, record)
+
+
+def _pairs(config: TrainConfig, rollout_set: RolloutSet, fits: Sequence[bool]) -> _Chosen:
+    selection = select.pairs(rollout_set, rule=config.pairs, seed=config.data_seed)
+    kept = [i for i, pair in enumerate(selection.pairs) if all(fits[row] for row in pair)]
+    if not kept:
+        raise DegenerateError(
+            f"pairs must fit the longest row allowed, received {len(selection.pairs)} pairs that all hold a longer one. "
+            "Raise train.max_length, or use a model with a longer context."
+        )
+    facts: dict[str, object] = {
+        "pair_rule": config.pairs,
+        "mixed_groups": selection.num_mixed,
+        "all_right_groups": selection.num_all_right,
+        "all_wrong_groups": selection.num_all_wrong,
+    }
+    weights = [selection.weights[i] for i in kept]
+    return _Chosen([tuple(selection.pairs[i]) for i in kept], weights, facts, selection.record(rollout_set))

@@ -53,7 +53,9 @@ def run_steps(
     Raises:
         DivergedError: a loss or gradient is not finite; the step's inputs are saved in ``out/diverged``.
     """
-    student = Student(model).train()
+    student = Student(model).eval()  # the base's own dropout stays off: references were scored without it
+    for name, module in model.named_modules():
+        module.train(module.training or "lora_dropout" in name)
     optimizer, schedule = make_optimizer(model, config)
     torch.manual_seed(config.seed)
     begin = checkpoint.resume(out / "checkpoints", model, optimizer, schedule)

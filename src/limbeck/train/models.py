@@ -65,6 +65,22 @@ def model_folder(name: str) -> Path:
 
 
 @cache
+def input_digest(name: str) -> str:
+    """Identity of everything that decides what a model is asked and answers: weights, tokenizer, template, stop tokens."""
+    path = model_folder(name)
+    patterns = (
+        "tokenizer*",
+        "chat_template*",
+        "special_tokens_map.json",
+        "generation_config.json",
+        "vocab*",
+        "merges.txt",
+    )
+    files = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+    return digest_of([model_digest(name), [[f.name, file_digest(f)] for f in files]])
+
+
+@cache
 def model_digest(name: str) -> str:
     """Identity of a model: its config and the bytes of its weights."""
     path = model_folder(name)
@@ -78,7 +94,8 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, *, init_seed: int) -
     Raises:
         ModelError: no module of the model has one of the target names.
     """
-    matrices = [name.removesuffix(".weight") for name, p in model.named_parameters() if p.dim() == 2]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # the head is read past any adapter on it
+    matrices = [name for name, m in model.named_modules() if all(m is not end for end in ends) and _is_matrix(m)]
     linear = {name.rsplit(".", 1)[-1] for name in matrices}
     missing = [target for target in config.targets if target not in linear]
     if missing:
@@ -98,6 +115,10 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, *, init_seed: int) -
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is on its way out
         torch.manual_seed(init_seed)
         return get_peft_model(model, peft_config)  # type: ignore[return-value]
+
+
+def _is_matrix(module: torch.nn.Module) -> bool:
+    return any(name == "weight" and p.dim() == 2 for name, p in module.named_parameters(recurse=False))
 
 
 def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -64,16 +64,11 @@ def update_norm(factors: Mapping[str, Tensor], scale: float) -> float:
 
     ``factors`` are named tensors in which every ``...lora_A...`` has its ``...lora_B...``.
     """
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     for name, right in factors.items():
         if "lora_A" not in name:
             continue
         left = factors[name.replace("lora_A", "lora_B")].double()
         right = right.double()
-        total += ((left.T @ left) * (right @ right.T)).sum().item()
-    return scale * max(total, 0.0) ** 0.5
-
-
-def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether every entry of every tensor is a number."""
-    return all(bool(torch.isfinite(t).all()) for t in tensors.values())
+        total = total.to(left.device) + ((left.T @ left) * (right @ right.T)).sum()
+    return scale * max(total.item(), 0.0) ** 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,11 +12,12 @@ from peft import PeftModel
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from limbeck.batches.collate import BEHAVIOR, PER_TOKEN_INPUTS
 from limbeck.batches.forward import check_head
 from limbeck.batches.score import read_scores, score_rollouts
 from limbeck.config import Config, TrainConfig, parse
-from limbeck.errors import ConfigError, FolderError
-from limbeck.folders import claim, digest_of, file_digest, plain, read_json, seal, write_json
+from limbeck.errors import ConfigError, FolderError, ProvenanceError, nearest
+from limbeck.folders import claim, file_digest, plain, read_json, read_manifest, refuse_existing, seal, write_json
 from limbeck.geometry.delta import init_digest
 from limbeck.objectives import check_knobs, find, inputs
 from limbeck.rollouts.store import read_rollouts
@@ -76,19 +78,23 @@ def train(
         FolderError: ``out`` is complete, or was started with other settings.
     """
     begin = time.monotonic()
+    refuse_existing(out, overwrite=overwrite)
     objective = check(config.train)
     rollout_set = read_rollouts(Path(config.rollouts))
-    out = claim(out, overwrite=overwrite)
-    _same_settings(out, config)
+    _check_scores(config, objective, rollout_set)
     model = load_model(config.base)
-    check_head(model, torch.tensor(rollout_set.rollouts[0].prompt_ids[:8], device=model.device))
+    first = rollout_set.rollouts[0]
+    check_head(model, torch.tensor([*first.prompt_ids, *first.response_ids][:16]))
     scores = _scores(config, objective, rollout_set, model)
     context = getattr(model.config, "max_position_embeddings", None)
-    data, facts = prepare(config.train, objective, rollout_set, scores, context=context)
+    data, facts, selection = prepare(config.train, objective, rollout_set, scores, context=context)
     tuned = add_adapter(model, config.train.lora, init_seed=config.train.init_seed)
+    base_digest = model_digest(config.base)
+    out = claim(out, overwrite=overwrite)  # only now: nothing that was there is touched by a run that cannot start
+    _same_settings(out, config, {"rollouts": rollout_set.digest, "base": base_digest, "scores": _score_digests(config)})
+    write_json(out / "selection.json", selection)
     start = init_digest(initial_factors(tuned))
     steps = run_steps(tuned, data, objective, config.train, out, advance=advance)
-    base_digest = model_digest(config.base)
     _save_adapter(tuned, out / "adapter", config, {"init_digest": start, "base_digest": base_digest})
     facts |= {
         "objective": objective.name,
@@ -112,17 +118,19 @@ def load_run_config(path: Path) -> RunConfig:
     return parse(RunConfig, read_json(path / "config.json"), where="run")
 
 
-def _same_settings(out: Path, config: RunConfig) -> None:
-    path, own = out / "config.json", plain(config.model_dump(mode="json"))
+def _same_settings(out: Path, config: RunConfig, identity: dict[str, object]) -> None:
+    """Settings and the identities of what is read; paths may differ, a moved folder is the same folder."""
+    path, own = out / "identity.json", plain({**identity, "train": config.train.model_dump(mode="json")})
     if path.is_file():
         old = read_json(path)
-        if digest_of(old) != digest_of(own):
-            keys = sorted(k for k in {*_flat(old), *_flat(own)} if _flat(old).get(k) != _flat(own).get(k))
+        keys = sorted(k for k in {*_flat(old), *_flat(own)} if _flat(old).get(k) != _flat(own).get(k))
+        if keys:
             raise FolderError(
                 f"{out} holds an unfinished run with other settings; these differ: {', '.join(keys)}. "
                 "Give the same settings to continue it, or another --out."
             )
     write_json(path, own)
+    write_json(out / "config.json", config.model_dump(mode="json"))
 
 
 def _flat(value: Mapping, prefix: str = "") -> dict[str, object]:
@@ -135,27 +143,62 @@ def _flat(value: Mapping, prefix: str = "") -> dict[str, object]:
     return out
 
 
-def _scores(
-    config: RunConfig, objective: Objective, rollout_set: RolloutSet, model: PreTrainedModel
-) -> dict[str, list[list[float]]]:
-    """Per-token columns that the objective reads: stored ones where given; the base is its own reference."""
-    out: dict[str, list[list[float]]] = {}
-    for name in inputs(objective):
-        if name in config.scores:
-            out[name] = read_scores(Path(config.scores[name]), rollout_set)
-        elif name in ("teacher_logprobs", "signal"):
+def _check_scores(config: RunConfig, objective: Objective, rollout_set: RolloutSet) -> None:
+    """Refuse, before a model is loaded, scores that are missing, unknown or of another temperature."""
+    names = inputs(objective)
+    for name in config.scores:
+        if name not in names or name not in PER_TOKEN_INPUTS:
+            known = [n for n in names if n in PER_TOKEN_INPUTS]
+            raise ConfigError(f'{objective.name} reads no scores "{name}". {nearest(name, known)}')
+    for name in names:
+        if name in ("teacher_logprobs", "signal") and name not in config.scores:
             raise ConfigError(
                 f"{objective.name} reads {name}: give a scores folder, made by "
                 f"`limbeck score --model MODEL --rollouts ROLLOUTS --out DIR`, as scores.{name}."
             )
+        if name not in BEHAVIOR or name in config.scores:
+            continue
+        unknown = sum(any(math.isnan(x) for x in r.behavior_logprobs) for r in rollout_set.rollouts)
+        temperature = rollout_set.provenance.get("sampling_temperature", 1.0)
+        if unknown or temperature != 1.0:
+            raise ConfigError(
+                f"{objective.name} reads {name}: the rollouts must carry their sampler's log-probs at temperature 1, received "
+                f"{unknown} rollouts without and temperature {temperature}. Score them with the policy that wrote them "
+                f"(`limbeck score`) and give the folder as scores.{name}."
+            )
+
+
+def _scores(
+    config: RunConfig, objective: Objective, rollout_set: RolloutSet, model: PreTrainedModel
+) -> dict[str, list[list[float]]]:
+    """Per-token columns that the objective reads: stored ones where given; the base is its own reference.
+
+    Raises:
+        ProvenanceError: stored reference scores that another model than the base gave.
+    """
+    out: dict[str, list[list[float]]] = {}
+    for name in inputs(objective):
+        if name in config.scores:
+            path = Path(config.scores[name])
+            if name == "reference_logprobs" and read_manifest(path)["model_digest"] != model_digest(config.base):
+                raise ProvenanceError(
+                    f"reference_logprobs must be the untouched base's, received scores that another model than {config.base} "
+                    f"gave ({path}). Score the rollouts with the base, or leave them out: they are made on the way."
+                )
+            out[name] = read_scores(path, rollout_set)
         elif name == "reference_logprobs":
             out[name] = score_rollouts(model, rollout_set.rollouts, token_budget=config.train.token_budget)
     return out
 
 
+def _score_digests(config: RunConfig) -> dict[str, str]:
+    return {name: read_manifest(Path(path))["files"]["logprobs.parquet"] for name, path in config.scores.items()}
+
+
 def _save_adapter(model: PeftModel, folder: Path, config: RunConfig, identity: dict[str, str]) -> None:
     for peft_config in model.peft_config.values():
         peft_config.base_model_name_or_path = config.base
-        peft_config.target_modules = sorted(config.train.lora.targets)  # type: ignore[attr-defined]  # peft's set is written in an order of its own
+        # peft keeps a set, which is written in another order by every process
+        peft_config.target_modules = sorted(config.train.lora.targets)  # type: ignore[attr-defined]
     model.save_pretrained(str(folder), save_embedding_layers=False)  # an adapter on projections touches none
     write_json(folder / "limbeck.json", identity)

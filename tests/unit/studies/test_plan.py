@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from limbeck.errors import ConfigError, ModelError
 from limbeck.studies.config import StudyConfig, load_study
 from limbeck.studies.plan import make_plan
+from limbeck.train.models import input_digest
+from limbeck.worlds import resolve
 from limbeck.worlds.abacus.tokenizer import build_tokenizer
 
 BASIC = {"name": "x", "question": "?", "student": "abacus:base", "teacher": "abacus:teacher"}
@@ -93,3 +98,27 @@ def test_an_objective_that_reads_the_teacher_needs_one():
 def test_an_objective_that_reads_distributions_is_refused_with_its_sampled_form():
     with pytest.raises(ConfigError, match="opd is its sampled-token form"):
         make_plan(study(arms=[{"name": "r", "train": {"objective": "reverse_kl"}}]))
+
+
+def test_an_edited_template_is_another_model_to_every_step_that_asks_it(tmp_path):
+    for name in ("base", "teacher"):
+        shutil.copytree(resolve(f"abacus:{name}"), tmp_path / name)
+    config = study(student=str(tmp_path / "base"), teacher=str(tmp_path / "teacher"), arms=[{"name": "sft"}])
+    before = digests(config)
+    template = tmp_path / "teacher" / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    input_digest.cache_clear()
+    after = digests(config)
+    assert before["rollouts"] != after["rollouts"]
+    assert before["eval/base"] == after["eval/base"]
+
+
+def test_rollouts_of_a_teacher_with_other_ids_are_refused_even_if_no_arm_reads_its_scores(tmp_path):
+    shutil.copytree(resolve("abacus:teacher"), tmp_path / "teacher")
+    path = tmp_path / "teacher" / "tokenizer.json"
+    core = json.loads(path.read_text())
+    vocab = core["model"]["vocab"]
+    vocab["shells"], vocab["coins"] = vocab["coins"], vocab["shells"]
+    path.write_text(json.dumps(core))
+    with pytest.raises(ModelError, match="must map every token to the same id"):
+        make_plan(study(teacher=str(tmp_path / "teacher"), arms=[{"name": "sft"}]))

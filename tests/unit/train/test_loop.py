@@ -56,7 +56,7 @@ def test_the_cut_into_micro_batches_changes_no_gradient(base, rollouts, settings
         config = config.model_copy(update={"lora": config.lora.model_copy(update={"dropout": 0.0})})
         model = load_model(base)
         scores = {"reference_logprobs": score_rollouts(model, rollout_set.rollouts)}
-        data, _ = prepare(config, objective, rollout_set, scores, context=None)
+        data, _, _ = prepare(config, objective, rollout_set, scores, context=None)
         tuned = add_adapter(model, config.lora, init_seed=0).double()
         for tensor_name, tensor in adapter_tensors(tuned).items():
             if "lora_B" in tensor_name:  # at zero the A factors would have no gradient to compare
