@@ -25,6 +25,19 @@ from limbeck.errors import DataError, ShapeError
 Unit = Literal["token", "sequence", "pair"]
 Normalizer = Literal["token", "sequence", "constant"]
 NORMALIZERS: tuple[Normalizer, ...] = ("token", "sequence", "constant")
+RIGHT_ABOVE = 0.0  # the one threshold, see :func:`is_right`
+
+
+def is_right(reward: float, above: float = RIGHT_ABOVE) -> bool:
+    """Whether a reward says right: above zero, for rewards of 0/1 and of -1/+1 alike.
+
+    Objectives read the sign (``rift``: a positive reward pulls, any other pushes), so a graded reward between
+    0 and 1 counts as right too; give another ``above`` where that is not meant.
+
+    >>> [is_right(reward) for reward in (1.0, 0.2, 0.0, -1.0)]
+    [True, True, False, False]
+    """
+    return reward > above
 
 
 class Finish(StrEnum):

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from limbeck.errors import ConfigError, DataError, DegenerateError, ShapeError, nearest
+from limbeck.types import RIGHT_ABOVE
 
 Group = Float[Tensor, " group"]
 BIAS = 0.1  # arXiv 2606.23740 and krafton-ai/Offline-GRPO
@@ -103,19 +104,19 @@ def assign(
 
 
 def correct(rewards: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """1 where the reward is positive, else 0: what objectives read as ``correct``."""
-    return (rewards > 0).to(rewards.dtype)
+    """1 where the reward says right (:func:`limbeck.types.is_right`), else 0: what objectives read as ``correct``."""
+    return (rewards > RIGHT_ABOVE).to(rewards.dtype)
 
 
 def group_all_wrong(rewards: Float[Tensor, " batch"], groups: Sequence[Hashable] | Tensor) -> Float[Tensor, " batch"]:
-    """1 where no rollout of the same problem has a positive reward, else 0.
+    """1 where no rollout of the same problem is right, else 0.
 
     >>> group_all_wrong(torch.tensor([1.0, 0.0, 0.0]), ["p1", "p2", "p1"]).tolist()
     [0.0, 1.0, 0.0]
     """
     out = torch.zeros_like(rewards)
     for indices in _members(groups, len(rewards)).values():
-        out[indices] = float(not bool((rewards[indices] > 0).any()))
+        out[indices] = float(not bool(correct(rewards[indices]).any()))
     return out
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from limbeck import types
 from limbeck.errors import ConfigError, DegenerateError, nearest
-from limbeck.types import Rollout, RolloutSet
+from limbeck.types import RIGHT_ABOVE, Rollout, RolloutSet
 
 Key = tuple[str, int]
 Dropped = Mapping[str, tuple[Key, ...]]
-CORRECT_ABOVE = 0.5  # rewards of 0/1 and of -1/+1 both split here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +66,12 @@ class PairSelection:
         }
 
 
-def is_right(rollout: Rollout, above: float = CORRECT_ABOVE) -> bool:
-    """Whether the reward says correct: above one half, for rewards of 0/1 and of -1/+1 alike."""
-    return rollout.reward > above
+def is_right(rollout: Rollout, above: float = RIGHT_ABOVE) -> bool:
+    """Whether the rollout's reward says right, by :func:`limbeck.types.is_right`."""
+    return types.is_right(rollout.reward, above)
 
 
-def correct(rollout_set: RolloutSet, *, above: float = CORRECT_ABOVE) -> Selection:
+def correct(rollout_set: RolloutSet, *, above: float = RIGHT_ABOVE) -> Selection:
     """Keep the rollouts that reached the answer: RFT is this selection and plain ``sft``.
 
     Raises:
@@ -123,7 +123,7 @@ def take(rollout_set: RolloutSet, selection: Selection) -> RolloutSet:
 
 
 def pairs(
-    rollout_set: RolloutSet, rule: str = "one_per_group", *, seed: int, above: float = CORRECT_ABOVE
+    rollout_set: RolloutSet, rule: str = "one_per_group", *, seed: int, above: float = RIGHT_ABOVE
 ) -> PairSelection:
     """Pairs of one right and one wrong rollout of the same problem, from mixed groups only.
 

@@ -6,10 +6,11 @@ import json
 import random
 
 import pytest
+import torch
 
 from limbeck.errors import ConfigError, DegenerateError
-from limbeck.rollouts import select
-from limbeck.types import Finish, Rollout, RolloutSet
+from limbeck.rollouts import credit, select
+from limbeck.types import Finish, Rollout, RolloutSet, is_right
 
 RULES = ("one_per_group", "zip", "all", "length_matched")
 
@@ -49,6 +50,9 @@ def test_correct_keeps_rewards_of_both_conventions():
     assert len(kept.dropped["reward_not_above"]) == 7
     signed = make({"a": [(1, 2), (-1, 2), (0, 2)]})
     assert select.correct(signed).indices == (0,)
+    graded = make({"a": [(0.2, 2), (0.9, 2), (0, 2)]})
+    assert select.correct(graded).indices == (0, 1)
+    assert select.correct(graded, above=0.5).indices == (1,)
     with pytest.raises(DegenerateError, match="received none in 3"):
         select.correct(make({"c": MIXED["c"]}))
 
@@ -148,3 +152,15 @@ def test_no_mixed_group_and_unknown_rule():
         select.pairs(make({"b": MIXED["b"], "c": MIXED["c"]}), seed=0)
     with pytest.raises(ConfigError, match=r'no rule "zipp"\. Did you mean "zip"\?'):
         select.pairs(make(MIXED), "zipp", seed=0)
+
+
+@pytest.mark.parametrize("reward", [-1.0, -1e-9, 0.0, 1e-9, 0.3, 0.5, 1.0])
+def test_one_rule_of_right_for_selection_pairs_and_credit(reward):
+    group = make({"a": [(reward, 2), (-2, 2), (2, 2)]})
+    rewards = torch.tensor([r.reward for r in group.rollouts], dtype=torch.float64)
+    right = is_right(reward)
+    assert right == (reward > 0)
+    assert (0 in select.correct(group).indices) == right
+    assert (0 in {wrong for _, wrong in select.pairs(group, "all", seed=0).pairs}) == (not right)
+    assert bool(credit.correct(rewards)[0]) == right
+    assert bool(credit.group_all_wrong(rewards[:2], ["a", "a"])[0]) == (not right)
