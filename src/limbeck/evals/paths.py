@@ -31,13 +31,16 @@ class Item(NamedTuple):
 
 
 def split_solution(problem: Problem, solution: str, answer_prefix: str) -> Item:
-    """Cut a reference solution before its last answer marker.
+    """Cut a reference solution before its last answer marker; one without the marker is kept whole.
 
     >>> p = Problem(id="a", prompt="?", answer="9", source="")
     >>> split_solution(p, "14 - 5 = 9. #### 9", "#### ")[1:]
     ('14 - 5 = 9.', '#### 9')
+    >>> split_solution(p, "14 - 5 = 9, that is all.", "#### ")[1:]
+    ('14 - 5 = 9, that is all.', '#### 9')
     """
-    reasoning, _, _ = solution.rpartition(answer_prefix)
+    marked = answer_prefix and answer_prefix in solution
+    reasoning = solution.rpartition(answer_prefix)[0] if marked else solution
     return Item(problem=problem, solution=reasoning.rstrip(), answer=f"{answer_prefix}{problem.answer}")
 
 

@@ -90,6 +90,10 @@ def test_teacher_forced_losses_are_the_mean_nll_of_what_they_name(world):
     answer = whole[reasoning:]
     assert losses["ce_cot"][0] == pytest.approx(-sum(answer) / len(answer), abs=1e-5)
     assert (losses["ce_bare"] > losses["ce_cot"]).all()  # a bare answer surprises a model that shows its work
+    unmarked = [items[0], split_solution(solved[1][0], items[1].solution, "#### ")]
+    kept = teacher_forced(model, tokenizer, unmarked)  # one text without a marker costs nobody the two losses
+    assert kept.keys() == losses.keys()
+    torch.testing.assert_close(kept["ce_cot"], losses["ce_cot"][:2], rtol=0, atol=1e-5)
 
 
 def test_states_do_not_depend_on_padding(world):
