@@ -23,6 +23,8 @@ from limbeck.problems.sources import Row, read_rows
 from limbeck.types import Finish, Rollout, RolloutSet
 
 Prompt = str | list[dict[str, str]]
+PREFERENCE = "trl_preference"
+GROUPS = ("by problem_id, else by prompt", "one for each row: its chosen and its rejected response stay a pair")
 
 
 class Record(NamedTuple):
@@ -34,7 +36,7 @@ class Record(NamedTuple):
     response: str
     reward: float | None
     answer: str | None
-    finish: Finish
+    finish: Finish | None  # None where the file does not say
 
 
 def import_rollouts(
@@ -46,7 +48,9 @@ def import_rollouts(
     ``response`` with ``reward_model.ground_truth`` (verl); ``prompt``, ``response`` (ours, with ``reward`` or
     ``answer``, and ``problem_id``, ``finish`` if present); ``prompt``, ``completion`` (TRL); ``messages`` (TRL).
     TRL's demonstrations without reward and answer count as right, which the provenance says. Without
-    ``problem_id``, rows of one prompt form a group. Samples are numbered in the file's order.
+    ``problem_id``, rows of one prompt form a group. Each preference row is a group of its own (its problem id ends
+    in the row's number), so that its chosen and its rejected response stay a pair. Samples are numbered in the
+    file's order.
 
     Args:
         path: a ``.jsonl`` or ``.parquet`` file.
@@ -75,6 +79,8 @@ def import_rollouts(
         "vocab_size": len(tokenizer),
         "template_digest": template_digest(tokenizer),
         "rewards": how,
+        "groups": GROUPS[layout == PREFERENCE],
+        "finish": _finishes(records),
         "num_rows": len(records),
         "group_sizes": {str(size): num for size, num in sorted(sizes.items())},
         "dropped": {"longer_than_max_length": too_long, "max_length": max_length} if too_long else {},
@@ -99,7 +105,7 @@ def _read(path: Path) -> tuple[list[Record], str]:
 def _layout(row: Row) -> str:
     has = row.values.keys()
     if {"chosen", "rejected"} <= has:
-        return "trl_preference"
+        return PREFERENCE
     if "reward_model" in has and has & {"responses", "response"}:
         return "verl"
     for name, needs in (
@@ -140,7 +146,8 @@ def _trl_preference(row: Row) -> Iterator[Record]:
             prompt, response = _conversation(row, value)
         else:
             raise DataError(f'{row.where}: "{name}" as text needs the column prompt. Add it, or give messages.')
-        yield _record(row, prompt, response)._replace(reward=reward)
+        record = _record(row, prompt, response)
+        yield record._replace(reward=reward, problem_id=f"{record.problem_id}-row{row.number}")
 
 
 def _verl(row: Row) -> Iterator[Record]:
@@ -154,7 +161,7 @@ LAYOUTS: dict[str, Callable[[Row], Iterator[Record]]] = {
     "limbeck": _limbeck,
     "trl_completion": _trl_completion,
     "trl_messages": _trl_messages,
-    "trl_preference": _trl_preference,
+    PREFERENCE: _trl_preference,
     "verl": _verl,
 }
 
@@ -172,7 +179,7 @@ def _record(row: Row, prompt: Prompt, response: str) -> Record:
         response=response,
         reward=_number(row, values["reward"]) if values.get("reward") is not None else None,
         answer=None if answer is None else str(answer),
-        finish=Finish(finish or "stop"),
+        finish=Finish(finish) if finish else None,
     )
 
 
@@ -240,6 +247,11 @@ def _rewards(records: Sequence[Record], workers: int) -> tuple[list[float], str]
     return [1.0] * len(records), "assumed 1 (demonstrations)"
 
 
+def _finishes(records: Sequence[Record]) -> str:
+    unknown = sum(record.finish is None for record in records)
+    return f'assumed "stop" for {unknown} of {len(records)}, where the file does not say' if unknown else "given"
+
+
 def _tokenize(
     records: Sequence[Record], rewards: Sequence[float], tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[list[Rollout], list[list[Any]]]:
@@ -268,7 +280,7 @@ def _tokenize(
                 response_ids=response,
                 behavior_logprobs=(math.nan,) * len(response),
                 reward=reward,
-                finish=record.finish,
+                finish=record.finish or Finish.STOP,
                 response=record.response,
             )
         )

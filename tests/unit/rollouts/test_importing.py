@@ -11,6 +11,7 @@ import pytest
 
 from limbeck.errors import DataError
 from limbeck.problems.prompts import prompt_ids, response_ids
+from limbeck.rollouts import select
 from limbeck.rollouts.importing import import_rollouts
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.types import Finish
@@ -86,6 +87,27 @@ def test_trl_preferences_are_pairs_of_rewards(tmp_path, tokenizer):
     assert [(r.sample, r.reward, r.response) for r in found[0].rollouts] == [(0, 1.0, RIGHT), (1, 0.0, FALSE)]
     with pytest.raises(DataError, match='line 1: "chosen" as text needs the column prompt'):
         import_rollouts(jsonl(tmp_path / "x.jsonl", {"chosen": RIGHT, "rejected": FALSE}), tokenizer)
+
+
+@pytest.mark.parametrize("names", [{}, {"problem_id": "p"}])
+def test_a_preference_row_keeps_its_pair_among_rows_of_one_prompt(tmp_path, tokenizer, names):
+    rows = [{"prompt": PROMPT, "chosen": f"{RIGHT} {i}", "rejected": f"{FALSE} {i}", **names} for i in range(4)]
+    found = import_rollouts(jsonl(tmp_path / "r.jsonl", *rows), tokenizer)
+    for rule in ("one_per_group", "zip", "all"):
+        pairs = select.pairs(found, rule, seed=0).pairs
+        texts = sorted((found.rollouts[right].response, found.rollouts[wrong].response) for right, wrong in pairs)
+        assert texts == [(row["chosen"], row["rejected"]) for row in rows]
+    assert found.provenance["groups"].startswith("one for each row")
+
+
+def test_an_assumed_finish_is_on_record(tmp_path, tokenizer):
+    row = {"prompt": PROMPT, "response": RIGHT, "reward": 1}
+    some = import_rollouts(jsonl(tmp_path / "a.jsonl", row, {**row, "finish": "stop"}), tokenizer)
+    assert some.provenance["finish"] == 'assumed "stop" for 1 of 2, where the file does not say'
+    assert {r.finish for r in some.rollouts} == {Finish.STOP}
+    every = import_rollouts(jsonl(tmp_path / "b.jsonl", {**row, "finish": "length"}), tokenizer)
+    assert every.provenance["finish"] == "given"
+    assert every.provenance["groups"] == "by problem_id, else by prompt"
 
 
 @pytest.mark.parametrize("name", ["responses", "response"])
