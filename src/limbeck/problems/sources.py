@@ -164,7 +164,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             where = f"{path}, line {number}"
             try:
                 values = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
                 text = line[:60].decode("utf-8", "replace").rstrip()
                 raise DataError(f"{where}: a line must be JSON, received {text!r} ({error}). Mend the line.") from error
             if not isinstance(values, dict):
