@@ -196,6 +196,13 @@ def _check(config: StudyConfig) -> None:
     for where, name in referred:
         if name not in names:
             raise ConfigError(f'{where} must name an arm, received "{name}". {nearest(name, names)}')
+    for end in {end for pair in config.paths.pairs for end in pair if "@" in end}:
+        name, _, seed = end.partition("@")
+        seeds = config.seeds_of(config.arm(name))
+        if seed not in map(str, seeds):
+            raise ConfigError(
+                f'paths.pairs: arm "{name}" runs at seeds {", ".join(map(str, seeds))}, received "{end}".'
+            )
     if not config.rollouts.path and not config.teacher:
         raise ConfigError("a study needs rollouts.path or a teacher to sample from, received neither.")
     for arm in config.arms:

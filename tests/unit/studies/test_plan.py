@@ -122,3 +122,8 @@ def test_rollouts_of_a_teacher_with_other_ids_are_refused_even_if_no_arm_reads_i
     path.write_text(json.dumps(core))
     with pytest.raises(ModelError, match="must map every token to the same id"):
         make_plan(study(teacher=str(tmp_path / "teacher"), arms=[{"name": "sft"}]))
+
+
+def test_a_path_to_a_seed_that_no_run_has_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r'arm "sft" runs at seeds 0, received "sft@1"'):
+        load_study("offline-losses", ("seeds=[0]",))
