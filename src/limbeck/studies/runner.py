@@ -9,11 +9,13 @@ import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from limbeck.errors import LimbeckError
 from limbeck.folders import is_complete, read_json, write_json
 from limbeck.studies.plan import Step
 from limbeck.studies.steps import KINDS
@@ -38,6 +40,7 @@ def run_plan(steps: Sequence[Step], root: Path, *, workers: int, show: Show) -> 
 
     Raises:
         The first error of a step, after the running ones have ended; their folders stay.
+        LimbeckError: a step's process was killed from outside.
     """
     folders = {step.name: root / step.folder for step in steps}
     meter = _Meter(steps, folders, show)
@@ -48,27 +51,44 @@ def run_plan(steps: Sequence[Step], root: Path, *, workers: int, show: Show) -> 
             _note_seconds(root, step, seconds)
             meter.update(step.name, 1.0)
         return folders
+    _run_side_by_side(waiting, folders, root, workers, meter)
+    return folders
+
+
+def _run_side_by_side(
+    waiting: list[Step], folders: Mapping[str, Path], root: Path, workers: int, meter: _Meter
+) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["limbeck.studies.runner"])
     reports = context.Queue()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(reports,)) as pool:
-        running: dict[Future, Step] = {}
-        error: BaseException | None = None
-        while waiting or running:
-            for step in [s for s in waiting if error is None and _ready(s, folders)][: workers - len(running)]:
-                waiting.remove(step)
-                running[pool.submit(_work, step, folders)] = step
-            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            meter.drain(reports)
-            for future in done:
-                step = running.pop(future)
-                error = error or future.exception()
-                if future.exception() is None:
-                    _note_seconds(root, step, future.result())
-                meter.update(step.name, 1.0)
-            if error and not running:
-                raise error
-    return folders
+    started: dict[Future, Step] = {}
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(reports,)) as pool:
+            running: set[Future] = set()
+            error: BaseException | None = None
+            while waiting or running:
+                for step in [s for s in waiting if error is None and _ready(s, folders)][: workers - len(running)]:
+                    waiting.remove(step)
+                    future = pool.submit(_work, step, folders)
+                    running.add(future)
+                    started[future] = step
+                done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                meter.drain(reports)
+                for future in done:
+                    error = error or future.exception()
+                    if future.exception() is None:
+                        _note_seconds(root, started[future], future.result())
+                    meter.update(started[future].name, 1.0)
+                if error and not running:
+                    raise error
+    except BrokenProcessPool as error:  # the pool does not say whose process it was: all that ran are named
+        names = sorted(
+            step.name for future, step in started.items() if isinstance(future.exception(), BrokenProcessPool)
+        )
+        raise LimbeckError(
+            f"every step must end by itself, received none from {', '.join(names) or 'a new process'}: its process was "
+            "killed, probably for memory. Set workers = 1 or smaller batches, and run the same command to continue."
+        ) from error
 
 
 class _Meter:
