@@ -5,6 +5,7 @@ TOML by hand, JSON by machine, both read by the same models. A field's docstring
 
 from __future__ import annotations
 
+import copy
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ class LoraConfig(Config):
     alpha: float = Field(default=32.0, gt=0)
     """Numerator of the scale alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability of dropping an adapter input; 0 is off."""
+    """Probability of dropping an adapter input; 0 is off. With it, gradients depend on how a step is cut."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Last names of the linear modules that get an adapter."""
 
@@ -48,7 +49,7 @@ class TrainConfig(Config):
     pairs: Literal["one_per_group", "zip", "all", "length_matched"] = "one_per_group"
     """How right and wrong rollouts of one problem become pairs; read by pair objectives only."""
     max_items: int | None = Field(default=None, ge=1)
-    """Keep this many rows (or pairs), chosen by seed; off by default."""
+    """Keep this many rows (or pairs), chosen by a hash of data_seed and their names; off by default."""
     credit: str | None = None
     """Advantage rule; by default the one that the objective was published with."""
     normalizer: Normalizer | None = None
@@ -72,7 +73,9 @@ class TrainConfig(Config):
     max_length: int | None = Field(default=None, ge=2)
     """Longest row in tokens; longer ones are dropped and counted. By default the model's context."""
     seed: int = 0
-    """Order of the data, and dropout where it is on."""
+    """Order of the data, and dropout where it is on: what a second seed changes."""
+    data_seed: int = 0
+    """Which pairs are made and which rows `max_items` keeps; the same for all seeds of an arm."""
     init_seed: int = 0
     """Initial adapter factors; arms that share it start at the same point."""
     checkpoint_every: int = Field(default=50, ge=1)
@@ -99,17 +102,20 @@ def load(path: Path) -> dict[str, Any]:
     """A TOML or JSON file as a dictionary.
 
     Raises:
-        ConfigError: no such file, or text that is neither.
+        ConfigError: no such file, text that is neither, or a file that is not a table of keys.
     """
     if not path.is_file():
         raise ConfigError(f"a config must be an existing TOML or JSON file, received {path}. Check the path.")
-    text = path.read_text(encoding="utf-8")
     try:
-        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not the language, or nested by the thousand
         raise ConfigError(
             f"{path} must be {path.suffix.lstrip('.').upper() or 'TOML'}: {error}. Fix that line."
         ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a table of keys, received {values!s:.40}. Put it in braces, under keys.")
+    return values
 
 
 def override(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
@@ -117,24 +123,43 @@ def override(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
 
     >>> override({"train": {"seed": 0}}, ["train.seed=3", "train.objective=dpo"])
     {'train': {'seed': 3, 'objective': 'dpo'}}
+
+    Raises:
+        ConfigError: a setting of another form, or a key that leads through a plain value or past a list's end.
     """
-    out = json.loads(json.dumps(values))
+    out = copy.deepcopy(values)
     for setting in settings:
         key, sign, text = setting.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"--set must look like section.key=value, received {setting!r}.")
         *parents, last = key.split(".")
-        node = out
-        for parent in parents:
-            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
-        node[last] = _value(text)
+        if not sign or not all((*parents, last)):
+            raise ConfigError(f"--set must look like section.key=value, received {setting!r}. Write it so.")
+        node: Any = out
+        for depth, parent in enumerate(parents):
+            slot: Any = _slot(node, parents[:depth], parent, setting)
+            node = node[slot] if isinstance(node, list) else node.setdefault(slot, {})
+        node[_slot(node, parents, last, setting)] = _value(text)
     return out
+
+
+def _slot(node: Any, above: Sequence[str], part: str, setting: str) -> str | int:
+    """The key or index by which ``part`` is reached in what stands at ``above``."""
+    if isinstance(node, dict):
+        return part
+    name = ".".join(above)
+    if not isinstance(node, list):
+        raise ConfigError(f"--set {setting}: {name} must be a section, received {node!r:.40}. Set {name} itself.")
+    if part not in map(str, range(len(node))):
+        raise ConfigError(
+            f"--set {setting}: after {name} must come the place of one of its {len(node)} entries, counted from 0, "
+            f'received "{part}". Write {name}.0 for the first, or add entries in the file.'
+        )
+    return int(part)
 
 
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
