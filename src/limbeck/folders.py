@@ -1,11 +1,13 @@
 """Folders in, folders out: written beside their place, renamed into it, and complete once ``manifest.json`` is there.
 
 A folder with a manifest is complete and is never rewritten silently; one that carries our marker and no manifest is
-a crash and may be replaced; anything else belongs to the user and is left alone. Knows nothing of what is stored.
+a crash and may be replaced; anything else belongs to the user and is left alone. One process at a time writes a
+folder in place: it holds a lock on the marker, which ends with it. Knows nothing of what is stored.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -15,7 +17,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -28,6 +30,9 @@ from limbeck.errors import DataError, FolderError
 MANIFEST = "manifest.json"
 MARKER = ".limbeck"  # the first file in every folder of ours: an unfinished folder without it is not ours to replace
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "scipy", "math-verify", "pyarrow")
+
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # tells machines apart and names none
+_claims: dict[Path, int] = {}  # folder to the descriptor by which this process holds its marker locked
 
 
 @contextmanager
@@ -45,7 +50,8 @@ def publish(
         facts: put into the manifest; read on exit, so the body may still add to it.
 
     Raises:
-        FolderError: ``out`` is complete and ``overwrite`` is off, or holds files that are not ours.
+        FolderError: ``out`` is complete and ``overwrite`` is off, holds files that are not ours, or is being
+            written by another process.
     """
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
@@ -58,6 +64,7 @@ def publish(
         yield temporary
         seal(temporary, kind=kind, facts=facts)
         _replace(temporary, out, overwrite=overwrite)
+        _clean_siblings(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -65,22 +72,33 @@ def publish(
 def claim(out: Path | str, *, overwrite: bool = False) -> Path:
     """Open a folder that is written in place and survives a crash, to be resumed; close it with :func:`seal`.
 
-    What an unfinished folder of ours already holds is kept.
+    What an unfinished folder of ours already holds is kept. A complete one that is overwritten stands aside until
+    the new one is sealed. The folder is this process's alone until then, or until the process ends.
 
     Raises:
         FolderError: as in :func:`publish`.
     """
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
-    if is_complete(out):
-        shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / MARKER).touch()
+    _lock(out)
+    if is_complete(out):
+        try:
+            refuse_existing(out, overwrite=overwrite)  # somebody may have finished it before the lock was ours
+        except FolderError:
+            _unlock(out)
+            raise
+        _set_aside(out)
+        out.mkdir()
+        _lock(out)
     return out
 
 
 def seal(folder: Path | str, *, kind: str = "", facts: Mapping[str, Any] | None = None) -> None:
-    """Write the manifest: digests of every file, versions, revision, host and the given facts. Last act of a verb."""
+    """Write the manifest: digests of every file, versions, revision, host and the given facts. Last act of a verb.
+
+    Ends the claim on the folder, and what it replaces goes.
+    """
     folder = Path(folder)
     names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MARKER))
     manifest = {
@@ -93,11 +111,14 @@ def seal(folder: Path | str, *, kind: str = "", facts: Mapping[str, Any] | None 
         **(facts or {}),
     }
     write_json(folder / MANIFEST, manifest)
+    _clean_siblings(folder)
+    _unlock(folder)
 
 
 def refuse_existing(out: Path | str, *, overwrite: bool = False) -> None:
-    """Raise early, before the work, what :func:`publish` would raise."""
+    """Raise early, before the work, what :func:`publish` would raise; a folder that a crash left aside is back first."""
     out = Path(out)
+    _restore(out)
     if not out.exists():
         return
     if not out.is_dir():
@@ -113,6 +134,12 @@ def refuse_existing(out: Path | str, *, overwrite: bool = False) -> None:
             f"--out must be new or empty, received {out}, which holds files that limbeck did not write. "
             "Give another --out."
         )
+    if (out / MARKER).exists() and not _is_ours(out):
+        marker = os.open(out / MARKER, os.O_RDONLY)
+        try:
+            _flock(marker, fcntl.LOCK_SH, out)  # shared: two that only look do not meet
+        finally:
+            os.close(marker)
 
 
 def is_complete(path: Path | str) -> bool:
@@ -253,33 +280,103 @@ def revision() -> str:
         return ""
 
 
+def _lock(out: Path) -> None:
+    """Hold the marker's lock; again by the same process is fine."""
+    if _is_ours(out):
+        return
+    marker = os.open(out / MARKER, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _flock(marker, fcntl.LOCK_EX, out)
+        if not _is_file(marker, out / MARKER):  # moved aside between opening and locking
+            raise _taken(out, "")
+    except FolderError:
+        os.close(marker)
+        raise
+    os.ftruncate(marker, 0)
+    os.pwrite(marker, str(os.getpid()).encode(), 0)
+    _unlock(out)  # of a folder that was here before and is moved or removed
+    _claims[out.resolve()] = marker
+
+
+def _unlock(out: Path) -> None:
+    marker = _claims.pop(out.resolve(), None)
+    if marker is not None:
+        os.ftruncate(marker, 0)
+        os.close(marker)
+
+
+def _is_ours(out: Path) -> bool:
+    marker = _claims.get(out.resolve())
+    return marker is not None and _is_file(marker, out / MARKER)
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _flock(marker: int, kind: int, out: Path) -> None:
+    try:
+        fcntl.flock(marker, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _taken(out, os.pread(marker, 20, 0).decode("ascii", "replace")) from error
+    except OSError:
+        return  # a file system without locks: there the user has to take care
+
+
+def _taken(out: Path, pid: str) -> FolderError:
+    return FolderError(
+        f"--out must be written by one process at a time: another process (pid {pid or 'unknown'}) is writing {out}. "
+        "Wait for it, or give another --out."
+    )
+
+
 def _sibling(out: Path, role: str) -> Path:
-    return out.with_name(f".{out.name}.{os.getpid()}.{role}")
+    return out.with_name(f".{out.name}.{HOST}.{os.getpid()}.{role}")
+
+
+def _left_over(out: Path, role: str) -> list[Path]:
+    """Siblings by processes of this machine that died, or by this one; those of other machines cannot be judged."""
+    pattern = re.compile(re.escape(f".{out.name}.{HOST}.") + rf"(\d+)\.{role}")
+    found = [(path, pattern.fullmatch(path.name)) for path in out.parent.iterdir()] if out.parent.is_dir() else []
+    return [path for path, match in found if match and (int(match[1]) == os.getpid() or not _alive(int(match[1])))]
 
 
 def _clean_siblings(out: Path) -> None:
-    """Remove what processes that died left beside ``out``; those of a living process are left to it."""
-    pattern = re.compile(re.escape(f".{out.name}.") + r"(\d+)\.(partial|old)")
-    for path in out.parent.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what is left over beside ``out``; a former copy goes only where a complete one has taken its place."""
+    for path in _left_over(out, "partial") + (_left_over(out, "old") if is_complete(out) else []):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _restore(out: Path) -> None:
+    """Put back the former copy where a process died after moving it aside and before its successor was there."""
+    copies = [] if out.exists() else _left_over(out, "old")
+    if copies:
+        with suppress(FileNotFoundError):  # another process was quicker
+            os.replace(max(copies, key=lambda path: (is_complete(path), path.stat().st_mtime)), out)
 
 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
     return True
 
 
+def _set_aside(out: Path) -> None:
+    old = _sibling(out, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(out, old)
+
+
 def _replace(temporary: Path, out: Path, *, overwrite: bool) -> None:
     refuse_existing(out, overwrite=overwrite)  # somebody may have finished it meanwhile
-    old = _sibling(out, "old")
     if out.exists():
-        os.replace(out, old)
+        _set_aside(out)
     os.replace(temporary, out)
-    shutil.rmtree(old, ignore_errors=True)
+    _unlock(out)  # what this process may have claimed there is gone

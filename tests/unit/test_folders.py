@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from limbeck import folders
 from limbeck.errors import DataError, FolderError
+
+DEAD = 99_999_999  # no system numbers its processes so high
 
 
 def fill(out, text="x", **options):
@@ -60,14 +66,101 @@ def test_an_error_leaves_what_was_there(tmp_path):
 def test_crashed_folder_is_replaced_and_stale_siblings_go(tmp_path):
     crashed = folders.claim(tmp_path / "run")
     (crashed / "half.txt").write_text("half")
-    dead = tmp_path / ".run.99999999.partial"
-    living = tmp_path / f".run.{os.getppid()}.partial"
-    other = tmp_path / ".run2.99999999.partial"
-    for path in (dead, living, other):
+    dead = tmp_path / f".run.{folders.HOST}.{DEAD}.partial"
+    living = tmp_path / f".run.{folders.HOST}.{os.getppid()}.partial"
+    other = tmp_path / f".run2.{folders.HOST}.{DEAD}.partial"
+    foreign = [tmp_path / f".run.00c0ffee.{DEAD}.{role}" for role in ("partial", "old")]  # of another machine
+    for path in (dead, living, other, *foreign):
         path.mkdir()
     fill(tmp_path / "run")
     assert not (tmp_path / "run/half.txt").exists()
-    assert (dead.exists(), living.exists(), other.exists()) == (False, True, True)
+    assert not dead.exists()
+    assert all(path.exists() for path in (living, other, *foreign))
+
+
+@pytest.mark.parametrize("how", ["publish", "claim", "look"])
+def test_a_copy_that_a_crash_left_aside_comes_back(tmp_path, how):
+    out = tmp_path / "run"
+    fill(out, "only copy")
+    os.replace(out, tmp_path / f".run.{folders.HOST}.{DEAD}.old")  # died before the new folder was in its place
+    (tmp_path / f".run.{folders.HOST}.{DEAD}.partial").mkdir()
+    with pytest.raises(FolderError, match="which is complete"):
+        {"publish": fill, "claim": folders.claim, "look": folders.refuse_existing}[how](out)
+    assert (out / "data.txt").read_text() == "only copy"
+    fill(out, "second", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_another_machines_copy_is_not_taken_for_a_crash(tmp_path):
+    aside = tmp_path / f".run.00c0ffee.{DEAD}.old"
+    fill(aside)
+    folders.refuse_existing(tmp_path / "run")
+    assert (aside.exists(), (tmp_path / "run").exists()) == (True, False)
+
+
+def test_an_overwritten_folder_stays_aside_until_the_new_one_is_sealed(tmp_path):
+    out = tmp_path / "run"
+    fill(out, "first")
+    folders.claim(out, overwrite=True)
+    aside = tmp_path / folders._sibling(out, "old").name
+    assert (aside / "data.txt").read_text() == "first"
+    with pytest.raises(RuntimeError):
+        crash(out)  # a publication that fails is no successor
+    assert (aside / "data.txt").read_text() == "first"
+    assert folders.claim(out, overwrite=True) == out  # unfinished: continued, and nothing else moves
+    folders.seal(out, kind="run")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+HOLD = """
+import sys
+from limbeck.folders import claim, seal
+claim(sys.argv[1])
+print("held", flush=True)
+sys.stdin.readline()
+seal(sys.argv[1], kind="run")
+print("sealed", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def holder(out):
+    """Another process that has claimed ``out`` and seals it at a newline."""
+    command = [sys.executable, "-c", HOLD, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_one_process_at_a_time(tmp_path):
+    out = tmp_path / "run"
+    with holder(out) as process:
+        words = rf"another process \(pid {process.pid}\) is writing .*run\. Wait for it, or give another --out\.$"
+        for attempt in (folders.claim, folders.refuse_existing, fill):
+            with pytest.raises(FolderError, match=words):
+                attempt(out, overwrite=True)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "sealed\n"
+        with pytest.raises(FolderError, match="which is complete"):
+            folders.claim(out)
+        folders.claim(out, overwrite=True)  # it lives on and has let go
+    folders.seal(out, kind="run")
+    assert (out / folders.MARKER).read_bytes() == b""
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    with holder(tmp_path / "run") as process:
+        process.kill()
+        process.wait()
+        out = folders.claim(tmp_path / "run")
+        assert (out / folders.MARKER).read_text() == str(os.getpid())
+    shutil.rmtree(out)
+    assert folders.claim(out).is_dir()  # a claim on what the user removed does not stand in the way
 
 
 def test_claim_resumes_until_sealed(tmp_path):
