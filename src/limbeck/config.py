@@ -45,7 +45,7 @@ class TrainConfig(Config):
     knobs: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """The objective's own settings; `limbeck objectives NAME` lists them."""
     selection: Literal["all", "correct", "distinct"] = "all"
-    """Which rollouts are trained on: all, those with reward 1 (RFT), or those without duplicates."""
+    """Which rollouts are trained on: all, the right ones (RFT), or those without duplicates."""
     pairs: Literal["one_per_group", "zip", "all", "length_matched"] = "one_per_group"
     """How right and wrong rollouts of one problem become pairs; read by pair objectives only."""
     max_items: int | None = Field(default=None, ge=1)
