@@ -196,7 +196,7 @@ def _check(config: StudyConfig) -> None:
     for where, name in referred:
         if name not in names:
             raise ConfigError(f'{where} must name an arm, received "{name}". {nearest(name, names)}')
-    for end in {end for pair in config.paths.pairs for end in pair if "@" in end}:
+    for end in (end for pair in config.paths.pairs for end in pair if "@" in end):
         name, _, seed = end.partition("@")
         seeds = config.seeds_of(config.arm(name))
         if seed not in map(str, seeds):
