@@ -31,7 +31,7 @@ def _accuracy(view: View) -> list[Sentence]:
 
 def _verdicts(view: View, other: str) -> list[Verdict]:
     return [
-        Verdict(view.label(p.a), p.difference, p.low, p.high, p.p_holm, p.smallest_callable)
+        Verdict(view.label(p.a), p.difference, p.low, p.high, p.p_holm, p.smallest_callable, p.smallest_callable_holm)
         for p in view.against(other)
     ]
 

@@ -18,7 +18,7 @@ RUN_KEYS = (
     "run", "arm", "seed", "init_seed", "objective", "normalizer", "credit", "selection", "learning_rate", "items",
     "rows", "right_share", "steps", "epochs", "update_norm", "rollouts_digest", "init_digest", "adapter_digest",
     "seconds", "stop_norm", "pair_rule", "final_nll", "role", "knobs", "mixed_groups", "all_right_groups",
-    "all_wrong_groups", "rows_too_long",
+    "all_wrong_groups", "rows_too_long", "batch_size",
 )  # fmt: skip
 FILES = (
     "study.json", "arms.json", "comparison.json", "measurements.parquet", "paths.json", "training.json",

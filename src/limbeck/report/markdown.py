@@ -59,7 +59,13 @@ def _pair(view: View, pair: dict) -> list[str]:
     low, high = (f"{100 * number(pair[name]):+.1f}" for name in ("low", "high"))
     difference = f"{100 * number(pair['difference']):+.1f}"
     labels = [_escape(view.label(pair[name])) for name in ("a", "b")]
-    return [*labels, *counts, difference, f"{low} to {high}", p_value(number(pair["p_holm"])).removeprefix("p ").removeprefix("= ")]
+    return [
+        *labels,
+        *counts,
+        difference,
+        f"{low} to {high}",
+        p_value(number(pair["p_holm"])).removeprefix("p ").removeprefix("= "),
+    ]
 
 
 def _cell(cell: Cell) -> str:

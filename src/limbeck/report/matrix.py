@@ -61,6 +61,7 @@ def _cell(pair: Pair | None, alpha: float, row: int, col: int) -> dict[str, Any]
             "none": _count(pair.both_wrong),
             "difference": points(pair.difference), "interval": bounds(pair.low, pair.high, scale=100.0),
             "p": p_value(pair.p), "holm": p_value(pair.p_holm), "smallest": points(pair.smallest_callable, signed=False),
+            "smallestHolm": points(pair.smallest_callable_holm, signed=False),
         },
     }  # fmt: skip
 

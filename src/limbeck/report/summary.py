@@ -14,7 +14,10 @@ from limbeck.report.words import bounds, count, fixed, listed, p_value, percent,
 
 
 class Verdict(NamedTuple):
-    """One arm against one other: a paired difference with its interval, corrected p and smallest callable gap."""
+    """One arm against one other: a paired difference with its interval, corrected p and smallest callable gaps.
+
+    The gap at Holm's first step is infinite where none could have been called, and NaN where it was not computed.
+    """
 
     label: str
     difference: float
@@ -22,6 +25,7 @@ class Verdict(NamedTuple):
     high: float
     p_holm: float
     smallest_callable: float
+    smallest_callable_holm: float = math.nan
 
 
 class Sentence(NamedTuple):
@@ -62,15 +66,29 @@ def _with_interval(v: Verdict) -> str:
 
 def _undecided(other: str, verdicts: Sequence[Verdict], n: int) -> Sentence:
     who = ", ".join(_briefly(v) for v in verdicts)
-    gaps = [v.smallest_callable for v in verdicts if math.isfinite(v.smallest_callable)]
-    if not gaps:
-        power = "No difference at all could have been called with so few problems on which they disagree."
-    elif min(gaps) == max(gaps):
-        power = f"The smallest difference that this test could have called alone is {points(gaps[0], signed=False)}."
-    else:
-        reach = f"{fixed(100 * min(gaps), 1)} to {points(max(gaps), signed=False)}"
-        power = f"The smallest difference that a single such test could have called is {reach}, by pair."
+    power = _power([v.smallest_callable for v in verdicts], [v.smallest_callable_holm for v in verdicts])
     return Sentence("limit", f"Not decided against {other} on {count(n, 'problem')} (points, Holm p): {who}. {power}")
+
+
+def _power(alone: Sequence[float], holm: Sequence[float]) -> str:
+    """What a test could have called by itself, and as the smallest p of all pairs, which must pass alpha over their number."""
+    if not any(map(math.isfinite, alone)):
+        return "No difference at all could have been called with so few problems on which they disagree."
+    text = f"The smallest difference that this test could have called alone is {_reach(alone)}"
+    if all(map(math.isnan, holm)):
+        return f"{text}."
+    if not any(map(math.isfinite, holm)):
+        return f"{text}; at Holm's first step (alpha over the number of pairs) no difference could have been called."
+    return f"{text}; at Holm's first step (alpha over the number of pairs) it is {_reach(holm)}."
+
+
+def _reach(gaps: Sequence[float]) -> str:
+    known = [gap for gap in gaps if math.isfinite(gap)]
+    words = points(max(known), signed=False)
+    if min(known) < max(known):
+        words = f"{fixed(100 * min(known), 1)} to {words}, by pair"
+    none = len(gaps) - len(known)
+    return words + (f" (and none for {none} of {len(gaps)})" if none else "")
 
 
 def _briefly(v: Verdict) -> str:
@@ -151,7 +169,9 @@ def cosines(reference: str, arms: Sequence[Closeness], seed_null: Sequence[float
         inside = [a.label for a in bands if abs(a.cosine) <= a.half_band]
         width = fixed(max(a.half_band for a in bands), 3)
         tail = f"inside it: {listed(inside)}" if inside else "every arm lies outside it"
-        out.append(Sentence("geometry", f"Randomly turned updates (N-ROT) stay within ±{width} of 0; {tail}."))
+        out.append(
+            Sentence("geometry", f"Nine in ten randomly turned updates (N-ROT) stay within ±{width} of 0; {tail}.")
+        )
     return out
 
 
@@ -185,30 +205,56 @@ class Excess(NamedTuple):
 
 
 def barriers(loss: str, unit: str, paths: Sequence[Excess]) -> list[Sentence]:
-    """Whether the mid-points of the paths lie above their chords, and whether any path is worse than its worse end.
+    """Which paths have a barrier: a mid-point shown to lie above the chord, and a point worse than the worse end.
 
-    >>> barriers("accuracy", "fraction", [Excess("SFT to DPO", -0.01, -0.03, 0.01, False, False)])[0].text
+    Absence is claimed only where every interval ends at 0 or below.
+
+    >>> barriers("accuracy", "fraction", [Excess("SFT to DPO", -0.02, -0.03, -0.01, False, False)])[0].text
     'No barrier on accuracy: of 1 path, no mid-point is worse than the chord between its ends.'
     """
     real = [p for p in paths if not p.null and math.isfinite(p.value)]
     if not real:
         return []
     above = [p for p in real if p.low > 0]
-    over = [p.label for p in real if p.worse_than_ends]
     total = count(len(real), "path")
-    if not above:
-        tail = "" if not over else f" Somewhere along its way {listed(over)} passes a point worse than both its ends."
-        text = f"No barrier on {loss}: of {total}, no mid-point is worse than the chord between its ends.{tail}"
-        return [Sentence("path", text)]
+    text = _above(loss, unit, above, total) if above else _not_above(loss, unit, real, total)
     nulls = [p.value for p in paths if p.null and math.isfinite(p.value)]
-    beyond = [p.label for p in above if not nulls or p.low > max(nulls)]
-    what = listed([f"{p.label} {fixed(p.value, 3)} ({bounds(p.low, p.high, 3)})" for p in above])
-    kind = "Barrier" if over else "Above the chord, without a barrier,"
-    text = f"{kind} on {loss} on {len(above)} of {total}, mid-point over the chord in {unit}: {what}."
-    if nulls:
+    if above and nulls:
+        beyond = [p.label for p in above if p.low > max(nulls)]
         text += f" Between two seeds that is {fixed(max(nulls), 3)}; beyond it: {listed(beyond) or 'none'}."
-    over_text = f" Worse than both ends: {listed(over)}." if over else " No path is worse than its worse end."
-    return [Sentence("path", text + over_text)]
+    elsewhere = [p.label for p in real if p.worse_than_ends and p not in above]
+    if elsewhere:
+        over = f"{listed(elsewhere)} {'passes' if len(elsewhere) == 1 else 'pass'} a point worse than both ends"
+        text += f" Somewhere along the way {over}, with no mid-point shown to lie above the chord."
+    return [Sentence("path", text)]
+
+
+def _above(loss: str, unit: str, above: Sequence[Excess], total: str) -> str:
+    parts = []
+    for kind, end, group in (
+        ("Barrier", "worse than both ends", [p for p in above if p.worse_than_ends]),
+        ("Above the chord, without a barrier,", "never worse than the worse end", [p for p in above if not p.worse_than_ends]),
+    ):  # fmt: skip
+        if group:
+            what = listed([_excess(p) for p in group])
+            parts.append(
+                f"{kind} on {loss} on {len(group)} of {total}, mid-point over the chord in {unit}: {what}; {end}."
+            )
+    return " ".join(parts)
+
+
+def _not_above(loss: str, unit: str, real: Sequence[Excess], total: str) -> str:
+    if all(p.high <= 0 for p in real):
+        return f"No barrier on {loss}: of {total}, no mid-point is worse than the chord between its ends."
+    most = max(real, key=lambda p: p.value)
+    return (
+        f"No barrier shown on {loss}: of {total}, no mid-point is shown to be worse than the chord between its ends "
+        f"(its interval reaches 0); the largest is {_excess(most)} {unit}."
+    )
+
+
+def _excess(path: Excess) -> str:
+    return f"{path.label} {fixed(path.value, 3)} ({bounds(path.low, path.high, 3)})"
 
 
 def published(verdicts: Sequence[tuple[str, str]]) -> list[Sentence]:

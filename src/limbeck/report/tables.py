@@ -132,14 +132,23 @@ def recipes(view: View) -> Table:
 def _how(facts: dict[str, Any]) -> str:
     """Divisor, credit, knobs and stopping rule in one line."""
     knobs = facts["knobs"] if isinstance(facts["knobs"], dict) else {}
-    stop = number(facts["stop_norm"])
     words = [
         f"per {facts['normalizer']}" if facts["normalizer"] else "",
         f"credit {facts['credit']}" if facts["credit"] else "",
         *(f"{key} {value}" for key, value in sorted(knobs.items())),
-        f"stopped at norm {short(stop)}" if math.isfinite(stop) else "",
+        _stop(facts),
     ]
     return ", ".join(word for word in words if word)
+
+
+def _stop(facts: Mapping[str, Any]) -> str:
+    """Whether a run that was to stop at a norm came to it."""
+    stop, reached = number(facts["stop_norm"]), number(facts["update_norm"])
+    if not math.isfinite(stop):
+        return ""
+    if reached < stop:
+        return f"did not reach norm {short(stop)} in {compact(number(facts['steps']))} steps"
+    return f"stopped at norm {short(stop)}" if reached >= stop else f"to stop at norm {short(stop)}"
 
 
 def _measured(row: Measurement, digits: int, *, null_digits: int | None = None) -> Cell:

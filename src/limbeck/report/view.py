@@ -19,7 +19,7 @@ from limbeck.types import Measurement, Null
 NUM_COLORS = 8
 _RECIPE = (
     "objective", "normalizer", "credit", "selection", "learning_rate", "pair_rule", "stop_norm", "rollouts_digest",
-    "init_seed", "knobs",
+    "init_seed", "knobs", "batch_size", "items",
 )  # fmt: skip
 NOT_MEASURED = Measurement(metric="", aggregation="", value=math.nan, unit="", reason="not_measured")
 
@@ -55,6 +55,7 @@ class Pair(NamedTuple):
     p: float
     p_holm: float
     smallest_callable: float
+    smallest_callable_holm: float  # infinite where none could have been called, NaN where it was not computed
 
     def swapped(self) -> Pair:
         """The same comparison seen from ``b``."""
@@ -195,14 +196,21 @@ def _seed_pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
 def _repeats(a: Run, b: Run) -> bool:
     if a.seed == b.seed:
         return False
-    recipes = [json.dumps([run.facts[key] for key in _RECIPE], sort_keys=True) for run in (a, b)]
-    return "null" in (a.role, b.role) and recipes[0] == recipes[1]
+    return "null" in (a.role, b.role) and _recipe(a) == _recipe(b)
+
+
+def _recipe(run: Run) -> str:
+    """All that two seeds of one recipe share; where a norm stops training, the number of steps is an outcome."""
+    keys = _RECIPE if run.facts["stop_norm"] is not None else (*_RECIPE, "steps")
+    return json.dumps([run.facts[key] for key in keys], sort_keys=True)
 
 
 def _pairs(comparison: dict[str, Any]) -> dict[tuple[str, str], Pair]:
     pairs = {}
     for row in comparison.get("pairs", []):
         numbers = {name: number(row.get(name)) for name in Pair._fields if name not in ("a", "b", "n")}
+        if row.get("smallest_callable_holm", 0.0) is None:
+            numbers["smallest_callable_holm"] = math.inf
         pair = Pair(a=row["a"], b=row["b"], n=int(row.get("n") or comparison.get("n") or 0), **numbers)
         pairs[pair.a, pair.b] = pair
         pairs[pair.b, pair.a] = pair.swapped()

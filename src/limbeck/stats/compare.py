@@ -22,8 +22,9 @@ def compare(tables: Sequence[ScoreTable], *, alpha: float = 0.05, seed: int = 0)
 
     Intervals are at level 1 - alpha and one comparison at a time; ``p_holm`` holds for all pairs together.
     ``difference`` is a minus b, a fraction. ``smallest_callable`` is what the test could have called: of the whole
-    set at usual shares of discordant problems, and of each pair at its own. With several samples a problem the
-    four cells are expected counts.
+    set at usual shares of discordant problems, and of each pair at its own; ``smallest_callable_holm`` is the same of
+    each pair at Holm's first step, alpha over the number of pairs, which the smallest p of all has to pass; null where
+    there is none. With several samples a problem the four cells are expected counts.
 
     Args:
         tables: one an arm, of the same problems, grader and decoding.
@@ -38,7 +39,9 @@ def compare(tables: Sequence[ScoreTable], *, alpha: float = 0.05, seed: int = 0)
     _check(tables, alpha)
     first = tables[0]
     n = len(first.problem_ids)
-    pairs = [_pair(a, b, alpha, seed) for a, b in combinations(tables, 2)]
+    both = list(combinations(tables, 2))
+    levels = (alpha, alpha / max(len(both), 1))
+    pairs = [_pair(a, b, levels, seed) for a, b in both]
     p_values = [pair["p"] for pair in pairs]
     for pair, p_holm, p_bh in zip(pairs, holm(p_values), benjamini_hochberg(p_values), strict=True):
         pair.update(p_holm=p_holm, p_bh=p_bh)
@@ -61,13 +64,13 @@ def _arm(table: ScoreTable, alpha: float, seed: int) -> dict[str, Any]:
     return {"name": table.name, **counts, **_interval(avg_at_k(table, seed=seed, level=1 - alpha), "value")}
 
 
-def _pair(a: ScoreTable, b: ScoreTable, alpha: float, seed: int) -> dict[str, Any]:
+def _pair(a: ScoreTable, b: ScoreTable, levels: tuple[float, float], seed: int) -> dict[str, Any]:
     n = len(a.problem_ids)
     counts, scale = difference_counts(a.correct, b.correct)
     single = scale == 1
     table = {k: round(v) if single else v for k, v in cells(a.correct, b.correct)._asdict().items()}
-    difference = paired_difference(a.correct, b.correct, seed=seed, level=1 - alpha)
-    smallest = smallest_callable_given(counts, n * scale, alpha=alpha)
+    difference = paired_difference(a.correct, b.correct, seed=seed, level=1 - levels[0])
+    smallest, smallest_holm = (smallest_callable_given(counts, n * scale, alpha=level) for level in levels)
     return {
         "a": a.name,
         "b": b.name,
@@ -77,6 +80,7 @@ def _pair(a: ScoreTable, b: ScoreTable, alpha: float, seed: int) -> dict[str, An
         "test": "mcnemar_exact" if single else "sign_flip_exact",
         "p": mcnemar_exact(round(table["a_only"]), round(table["b_only"])) if single else sign_flip(counts),
         "smallest_callable": _callable(smallest)["difference"],
+        "smallest_callable_holm": _callable(smallest_holm)["difference"],
     }
 
 

@@ -53,7 +53,20 @@ def test_undecided_without_power_says_so_and_a_range_names_both_ends():
     none = OPEN._replace(smallest_callable=math.nan)
     assert "No difference at all could have been called" in texts(summary.against("b", [none], alpha=0.05, n=5))[-1]
     two = [OPEN, OPEN._replace(label="DFT", smallest_callable=0.05)]
-    assert "is 2.5 to 5.0 points, by pair" in texts(summary.against("b", two, alpha=0.05, n=5))[-1]
+    assert "alone is 2.5 to 5.0 points, by pair." in texts(summary.against("b", two, alpha=0.05, n=5))[-1]
+
+
+def test_what_could_be_called_is_said_alone_and_at_the_first_step_of_the_correction():
+    step = "; at Holm's first step (alpha over the number of pairs) "
+
+    def said(*verdicts: Verdict) -> str:
+        return texts(summary.against("b", list(verdicts), alpha=0.05, n=5))[-1]
+
+    both = OPEN._replace(smallest_callable_holm=0.04)
+    assert said(both).endswith(f"could have called alone is 2.5 points{step}it is 4.0 points.")
+    none = OPEN._replace(label="DFT", smallest_callable_holm=math.inf)
+    assert said(none).endswith(f"alone is 2.5 points{step}no difference could have been called.")
+    assert said(both, none).endswith(f"alone is 2.5 points{step}it is 4.0 points (and none for 1 of 2).")
 
 
 def test_no_comparison_with_the_other_says_nothing():
@@ -78,7 +91,7 @@ def test_cosines_are_sorted_into_closer_alike_and_apart_by_the_seed_null():
         "Two seeds of one objective reach 0.35 to 0.45: closer than that to SFT is RFT; "
         "no different from that to SFT is DFT; further apart is DPO."
     )
-    assert said[2] == "Randomly turned updates (N-ROT) stay within ±0.020 of 0; every arm lies outside it."
+    assert said[2] == "Nine in ten randomly turned updates (N-ROT) stay within ±0.020 of 0; every arm lies outside it."
 
 
 def test_a_cosine_inside_the_rotation_band_is_named_and_no_seed_null_is_a_limit():
@@ -91,17 +104,42 @@ def test_undefined_cosines_are_left_out():
     assert summary.cosines("SFT", [Closeness("DPO", math.nan, math.nan)], [0.4]) == []
 
 
+FLAT = Excess("A to B", -0.05, -0.11, -0.01, False, False)
+STEEP = Excess("A to C", 0.3, 0.2, 0.4, True, False)
+SEEDS = Excess("A to A", 0.02, -0.1, 0.1, False, True)
+
+
 def test_a_barrier_needs_an_interval_above_zero():
-    flat = Excess("A to B", 0.05, -0.01, 0.11, False, False)
-    steep = Excess("A to C", 0.3, 0.2, 0.4, True, False)
-    seeds = Excess("A to A", 0.02, -0.1, 0.1, False, True)
-    assert texts(summary.barriers("accuracy", "fraction", [flat, seeds])) == [
+    assert texts(summary.barriers("accuracy", "fraction", [FLAT, SEEDS])) == [
         "No barrier on accuracy: of 1 path, no mid-point is worse than the chord between its ends."
     ]
-    assert texts(summary.barriers("bare", "nats/token", [flat, steep, seeds])) == [
-        "Barrier on bare on 1 of 2 paths, mid-point over the chord in nats/token: A to C 0.300 (0.200 to 0.400). "
-        "Between two seeds that is 0.020; beyond it: A to C. Worse than both ends: A to C."
+    assert texts(summary.barriers("bare", "nats/token", [FLAT, STEEP, SEEDS])) == [
+        "Barrier on bare on 1 of 2 paths, mid-point over the chord in nats/token: A to C 0.300 (0.200 to 0.400); "
+        "worse than both ends. Between two seeds that is 0.020; beyond it: A to C."
     ]
+
+
+def test_a_barrier_is_one_path_that_is_both_above_its_chord_and_worse_than_its_ends():
+    above = Excess("A to B", 0.5, 0.1, 0.9, False, False)
+    worse = Excess("C to D", -0.2, -0.4, -0.1, True, False)
+    assert texts(summary.barriers("bare", "nats/token", [above, worse])) == [
+        "Above the chord, without a barrier, on bare on 1 of 2 paths, mid-point over the chord in nats/token: A to B "
+        "0.500 (0.100 to 0.900); never worse than the worse end. Somewhere along the way C to D passes a point worse "
+        "than both ends, with no mid-point shown to lie above the chord."
+    ]
+    said = texts(summary.barriers("bare", "nats/token", [above, STEEP]))[0]
+    assert said.startswith("Barrier on bare on 1 of 2 paths, mid-point over the chord in nats/token: A to C")
+    assert "Above the chord, without a barrier, on bare on 1 of 2 paths" in said
+
+
+def test_absence_of_a_barrier_is_claimed_only_where_no_interval_reaches_above_zero():
+    wide = Excess("A to D", 3.5, -0.01, 7.0, False, False)
+    assert texts(summary.barriers("bare", "nats/token", [FLAT, wide])) == [
+        "No barrier shown on bare: of 2 paths, no mid-point is shown to be worse than the chord between its ends (its "
+        "interval reaches 0); the largest is A to D 3.500 (−0.010 to 7.000) nats/token."
+    ]
+    unknown = FLAT._replace(low=math.nan, high=math.nan)
+    assert texts(summary.barriers("bare", "nats/token", [unknown]))[0].startswith("No barrier shown on bare")
 
 
 def test_a_barrier_no_larger_than_between_seeds_is_not_beyond_them():

@@ -12,6 +12,7 @@ from limbeck.folders import read_json, write_json
 from limbeck.geometry.table import read_measurements, write_measurements
 from limbeck.report.claims import claims
 from limbeck.report.load import Results, load
+from limbeck.report.tables import recipes
 from limbeck.report.view import View
 from limbeck.types import Measurement
 
@@ -73,9 +74,38 @@ def test_a_null_arm_that_repeats_a_recipe_is_one_more_seed_of_it():
     assert repeat.by_id["again-s1"].color == repeat.by_id["sft-s0"].color
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"rollouts_digest": "other"}, {"init_seed": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 1e-3}, {"rollouts_digest": "other"}, {"init_seed": 1}, {"batch_size": 16}, {"items": 300},
+        {"steps": 300},
+    ],
+)  # fmt: skip
 def test_a_null_arm_that_differs_in_more_than_the_seed_is_no_seed_pair(change: dict[str, object]):
     assert made(arms=[run("sft", 0), run("again", 1, "null", **change)]).seed_pairs == []
+
+
+def test_where_a_norm_stops_training_the_number_of_steps_is_no_part_of_the_recipe():
+    arms = [run("sft", 0, stop_norm=1.0, steps=90), run("again", 1, "null", stop_norm=1.0, steps=97)]
+    assert [(a.id, b.id) for a, b in made(arms=arms).seed_pairs] == [("sft-s0", "again-s1")]
+
+
+def test_a_run_that_did_not_come_to_its_norm_is_not_said_to_have_stopped_there():
+    runs = [
+        run("sft", 0, stop_norm=1.0, update_norm=1.02, steps=90),
+        run("dpo", 0, stop_norm=1.0, update_norm=0.4, steps=400),
+        run("rft", 0, stop_norm=1.0),
+        run("dft", 0),
+    ]
+    notes = [row[1].note for row in recipes(made(arms=runs)).rows]
+    assert notes == ["stopped at norm 1", "did not reach norm 1 in 400 steps", "to stop at norm 1", ""]
+
+
+def test_a_gap_that_none_could_call_is_told_from_one_that_was_not_computed():
+    row = {"a": "x", "b": "y", "difference": 0.0, "low": -0.1, "high": 0.1, "p": 1.0, "p_holm": 1.0}
+    old, none = ({"pairs": [{**row, **more}]} for more in ({}, {"smallest_callable_holm": None}))
+    gaps = [made(comparison=c).pair("x", "y") for c in (old, none)]
+    assert [str(pair and pair.smallest_callable_holm) for pair in gaps] == ["nan", "inf"]
 
 
 def test_final_rows_win_over_earlier_steps_and_rounded_updates_are_left_out():

@@ -47,6 +47,7 @@ def test_two_arms_by_hand():
     assert pair["p"] == pytest.approx(22 / 1024)  # 2 (C(10, 0) + C(10, 1)) / 2**10
     assert pair["p"] == pair["p_holm"] == pair["p_bh"]
     assert pair["smallest_callable"] == pytest.approx(8 / 30)  # of 10 discordant problems 9 to 1 is called, 8 to 2 not
+    assert pair["smallest_callable_holm"] == pair["smallest_callable"]  # one pair has nothing to be corrected for
     assert (pair["test"], pair["method"]) == ("mcnemar_exact", "tango")
     assert pair["low"] > 0
     assert [(x["name"], x["correct"], x["n"]) for x in result["arms"]] == [("a", 19, 30), ("b", 11, 30)]
@@ -62,6 +63,11 @@ def test_family_of_three_is_corrected():
     p_values = [p["p"] for p in result["pairs"]]
     assert result["pairs"][1]["p_holm"] == pytest.approx(3 * min(p_values))  # 9 to 0: the smallest
     assert all(p["p_holm"] >= p["p"] for p in result["pairs"])
+    # Of a and b's 10 discordant problems, 9 to 1 has p = 22 / 1024: below 0.05, above 0.05 / 3; 10 to 0 is below both.
+    assert result["pairs"][0]["smallest_callable"] == pytest.approx(8 / 30)
+    assert result["pairs"][0]["smallest_callable_holm"] == pytest.approx(10 / 30)
+    # b and c differ on one problem alone, which can call nothing.
+    assert result["pairs"][2]["smallest_callable_holm"] is None
 
 
 def test_identical_arms():

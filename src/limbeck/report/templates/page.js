@@ -197,7 +197,7 @@
     const c = matrix.rows[row].cells[column].counts;
     byId("detail").textContent =
       `${a} against ${b}: ${c.difference} (${c.interval}), ${c.p}, Holm ${c.holm}. Both right ${c.both}, only ${a} right ${c.a}, ` +
-      `only ${b} right ${c.b}, both wrong ${c.none}. Alone, this test could have called ${c.smallest}.`;
+      `only ${b} right ${c.b}, both wrong ${c.none}. Alone, this test could have called ${c.smallest}, at Holm's first step ${c.smallestHolm}.`;
   };
   const open = (row, column) => {
     tell(row, column);
