@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,21 +127,111 @@ def test_a_color_belongs_to_an_arm_and_base_and_teacher_have_none(view: View):
     assert (view.color("base"), view.color("teacher")) == ("@base", "@teacher")
 
 
-def test_claims_follow_their_rules_in_both_directions(results: Path, view: View):
-    found = {c.claim: c for c in claims(view)}
-    assert found["DPO moves the weights least"].verdict == "reproduced"
-    assert found["A sharp barrier stands between RIFT and DPO"].verdict == "reproduced"
-    flat = [{**p, "excess_midpoint": {"value": 0.0, "low": -0.1, "high": 0.1}} for p in view.results.paths]
-    long = [
-        Measurement(**{**{k: getattr(m, k) for k in m.__slots__}, "value": 99.0})
-        if m.metric == "frobenius_norm" and m.arm == "dpo-s0"
+BARRIER = "A sharp barrier stands between RIFT and DPO"
+SHORT = "DPO moves the weights least"
+NOT_APART = "DPO is not told apart from the base"
+ALIKE = "No two losses other than DPO are told apart by accuracy"
+
+
+def verdicts(view: View, **changes: object) -> dict[str, str]:
+    """Verdicts by the first words of a claim, over the results of a view with some of its parts changed."""
+    parts = {f: getattr(view.results, f) for f in view.results.__slots__}
+    return {c.claim: c.verdict for c in claims(made(**parts | changes))}
+
+
+def valued(view: View, metric: str, change: dict[frozenset[str], float]) -> list[Measurement]:
+    """The measurements with other values of one stacked metric, by whose they are."""
+    return [
+        replace(m, value=change[frozenset((m.arm, m.other)) - {""}])
+        if m.metric == metric and m.aggregation == "stacked" and frozenset((m.arm, m.other)) - {""} in change
         else m
         for m in view.results.measurements
     ]
-    other = {f: getattr(view.results, f) for f in view.results.__slots__} | {"paths": flat, "measurements": long}
-    changed = {c.claim: c for c in claims(made(**other))}
-    assert changed["DPO moves the weights least"].verdict == "not reproduced"
-    assert changed["A sharp barrier stands between RIFT and DPO"].verdict == "not reproduced"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "worse", "verdict"),
+    [
+        (0.1, 0.9, True, "reproduced"),
+        (0.1, 0.9, False, "undecided"),
+        (-0.1, 0.9, True, "undecided"),
+        (-0.9, -0.1, True, "not reproduced"),
+        (-0.9, 0.0, False, "not reproduced"),
+    ],
+)
+def test_a_barrier_needs_both_its_marks_and_its_absence_an_interval(
+    view: View, low: float, high: float, worse: bool, verdict: str
+):
+    excess = {"value": (low + high) / 2, "low": low, "high": high}
+    paths = [{**p, "excess_midpoint": excess, "worse_than_ends": worse} for p in view.results.paths]
+    assert verdicts(view, paths=paths)[BARRIER] == verdict
+
+
+@pytest.mark.parametrize(
+    ("dpo", "verdict"), [(0.5, "reproduced"), (0.95, "undecided"), (1.05, "undecided"), (1.5, "not reproduced")]
+)
+def test_a_length_is_compared_beyond_what_two_seeds_differ_by(view: View, dpo: float, verdict: str):
+    """SFT is 1.0 long at one seed and 1.1 at the other, so a gap has to be above 0.1."""
+    ids = [run.id for run in view.runs]
+    norms = {frozenset((name,)): {"dpo-s0": dpo, "sft-s1": 1.1}.get(name, 1.0) for name in ids}
+    assert verdicts(view, measurements=valued(view, "frobenius_norm", norms))[SHORT] == verdict
+
+
+@pytest.mark.parametrize(
+    ("within", "across", "seeds", "cluster"),
+    [
+        (0.97, 0.5, 0.9, "reproduced"),
+        (0.97, 0.5, 0.4, "undecided"),
+        (0.97, 0.9, 0.9, "undecided"),
+        (0.5, 0.97, 0.9, "not reproduced"),
+        (0.5, 0.55, 0.9, "undecided"),
+    ],
+)
+def test_a_cluster_stands_out_by_more_than_a_seed_moves(
+    view: View, within: float, across: float, seeds: float, cluster: str
+):
+    inside = {"sft-s0", "rft-s0", "rift-s0"}
+    pairs = {frozenset((a.id, b.id)) for a in view.runs for b in view.runs if a.id != b.id}
+    values = {pair: within if pair <= inside else across for pair in pairs} | {frozenset(("sft-s0", "sft-s1")): seeds}
+    found = verdicts(view, measurements=valued(view, "cosine", values))
+    assert next(verdict for claim, verdict in found.items() if "lie closer to each other" in claim) == cluster
+
+
+@pytest.mark.parametrize(
+    ("cosines", "verdict"),
+    [((0.8, 0.5, 0.1), "reproduced"), ((0.8, 0.75, 0.1), "undecided"), ((0.5, 0.8, 0.1), "not reproduced")],
+)
+def test_an_order_holds_by_more_than_a_seed_moves(view: View, cosines: tuple[float, float, float], verdict: str):
+    others = zip(("offline_grpo-s0", "dft-s0", "dpo-s0", "sft-s1"), (*cosines, 0.9), strict=True)
+    values = {frozenset(("sft-s0", other)): value for other, value in others}
+    found = verdicts(view, measurements=valued(view, "cosine", values))
+    assert next(verdict for claim, verdict in found.items() if "falls in the order" in claim) == verdict
+
+
+def test_without_two_seeds_no_claim_on_geometry_is_judged_but_all_are_listed(view: View):
+    arms = [run for run in view.results.arms if run["run"] != "sft-s1"]
+    words = ("lie closer to each other", "falls in the order", SHORT, "spreads its update")
+    found = {claim: v for claim, v in verdicts(view, arms=arms).items() if any(word in claim for word in words)}
+    assert list(found.values()) == ["undecided"] * 4
+
+
+@pytest.mark.parametrize(
+    ("half", "p_holm", "callable_", "verdict"),
+    [
+        (0.03, 0.9, 0.04, "reproduced"),
+        (0.08, 0.9, 0.04, "undecided"),
+        (0.03, 0.9, None, "undecided"),
+        (0.08, 0.01, 0.04, "not reproduced"),
+    ],
+)
+def test_not_told_apart_needs_an_interval_that_could_have_shown_the_published_gap(
+    view: View, half: float, p_holm: float, callable_: float | None, verdict: str
+):
+    seen = {"low": -half, "high": half, "p_holm": p_holm, "smallest_callable": callable_}
+    comparison = view.results.comparison
+    pairs = [{**pair, **seen} for pair in comparison["pairs"]]
+    found = verdicts(view, comparison={**comparison, "pairs": pairs})
+    assert (found[NOT_APART], found[ALIKE]) == (verdict, verdict)
 
 
 def test_no_claim_is_judged_without_its_arms():
