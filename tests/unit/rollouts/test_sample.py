@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.batches.score import score_rollouts
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError, DataError, ModelError
 from limbeck.problems.prompts import prompt_ids, stop_ids
 from limbeck.rollouts.sample import Decoding, _draw, complete
 from limbeck.train.models import load_model, load_tokenizer
@@ -81,3 +81,19 @@ def test_a_prompt_that_leaves_no_room_is_refused(world):
 def test_nonsense_settings_are_refused():
     with pytest.raises(ConfigError, match="max_new_tokens >= 1"):
         Decoding(max_new_tokens=0)
+
+
+def test_a_model_that_forgets_its_cache_is_refused_instead_of_sampled_from(world):
+    model, tokenizer, _, prompts = world
+
+    class Forgetful(type(model)):
+        """Reads each new token as if nothing stood before it, as a model does that ignores the cache it is handed."""
+
+        def forward(self, input_ids, attention_mask=None, past_key_values=None, **kwargs):
+            kept = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
+            return super().forward(input_ids=input_ids, attention_mask=kept, **kwargs)
+
+    forgetful = Forgetful(model.config).eval()
+    forgetful.load_state_dict(model.state_dict())
+    with pytest.raises(ModelError, match="Forgetful cannot be decoded here with a key-value cache"):
+        complete(forgetful, prompts[:2], ["a", "b"], Decoding(max_new_tokens=20), stop_ids=stop_ids(tokenizer))

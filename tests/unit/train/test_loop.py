@@ -50,7 +50,7 @@ def run(base, rollouts, settings, out, **changes):
 @pytest.mark.parametrize("normalizer", ["sequence", "constant"])
 def test_the_cut_into_micro_batches_changes_no_gradient(base, rollouts, settings, tmp_path, name, normalizer):
     objective, rollout_set = find(name), read_rollouts(rollouts)
-    gradients = []
+    gradients, logged = [], []
     for token_budget in (1, 40, 1 << 20):
         config = settings.model_copy(update={"token_budget": token_budget, "normalizer": normalizer, "objective": name})
         config = config.model_copy(update={"lora": config.lora.model_copy(update={"dropout": 0.0})})
@@ -62,11 +62,14 @@ def test_the_cut_into_micro_batches_changes_no_gradient(base, rollouts, settings
             if "lora_B" in tensor_name:  # at zero the A factors would have no gradient to compare
                 tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
         student = loop.Student(tuned)
-        loop._step(student, data, range(min(8, len(data.items))), objective, config, 1, tmp_path)
+        line = loop._step(student, data, range(min(8, len(data.items))), objective, config, 1, tmp_path)
+        logged.append({name: value for name, value in line.items() if name != "padding"})
         gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.requires_grad]))
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-9, atol=1e-12)
     assert gradients[0].norm() > 0
+    for line in logged[1:]:  # what is logged is a reduction over all micro-batches too
+        assert line == pytest.approx(logged[0], rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
