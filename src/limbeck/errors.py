@@ -42,12 +42,29 @@ class DegenerateError(LimbeckError, ValueError):
     """Input that is well formed and leaves nothing to compute: no trainable token, no pair, no item."""
 
 
+class NotFiniteError(DegenerateError):
+    """A number that is read is NaN or infinite."""
+
+
 class FolderError(ConfigError, FileExistsError):
     """An output folder that is already there, or an input folder that is not complete."""
 
 
+class ServerError(LimbeckError, ConnectionError):
+    """A server that does not answer, or answers what cannot be used; what it did answer is saved."""
+
+
 class DivergedError(LimbeckError, ArithmeticError):
     """Training met NaN or infinity; the step and its inputs were saved for replay."""
+
+
+def printable(text: str) -> str:
+    r"""The text as a terminal may have it: what a file says can not move a cursor, ring a bell or turn a line around.
+
+    >>> printable("a\x1b[2Jb\tc\u202e\n")
+    'a\ufffd[2Jb\tc\ufffd\n'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -309,29 +309,63 @@ MEASUREMENT_COLUMNS = (
 )  # fmt: skip
 
 
+class Outcome(StrEnum):
+    """What became of one response. Only ``correct`` counts as correct; the rest tell why not."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNPARSED = "unparsed"
+    """No answer was found, or none that may be read as mathematics."""
+    TRUNCATED = "truncated"
+    """The thinking never ended."""
+    TIMED_OUT = "timed_out"
+    ERRORED = "errored"
+    """The grader could not judge: its process died, or the gold answer is beyond it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One graded response to one problem."""
+    """One graded response to one problem.
+
+    ``finish``, ``response_tokens`` and ``outcome`` are None where the record of another program does not tell;
+    an outcome agrees with ``correct``.
+    """
 
     problem_id: str
     sample: int
     correct: bool
     answer: str
     extracted: str
-    finish: Finish
-    response_tokens: int
+    finish: Finish | None
+    response_tokens: int | None
+    outcome: Outcome | None = None
     response: str = ""
+
+    def __post_init__(self) -> None:
+        if self.outcome is not None and self.correct != (self.outcome == Outcome.CORRECT):
+            raise DataError(
+                f"score {self.problem_id!r} sample {self.sample}: correct must be true exactly when the outcome is "
+                f"'correct', received {self.correct} with {self.outcome!s}. Take both from one grade."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """Outcomes of one checkpoint, rectangular: every problem has the same number of samples, ids sorted."""
+    """Outcomes of one checkpoint, rectangular: every problem has the same number of samples, ids sorted.
+
+    ``template_digest`` is that of the prompt template, ``model_digest`` that of the weights (of the base, where an
+    adapter was on it) and ``adapter_digest`` that of the adapter, ``"none"`` without one. Empty means unknown:
+    tables that another program wrote often do not tell.
+    """
 
     name: str
     scores: tuple[Score, ...]
     problems_digest: str
     grader: str
     decoding: str
+    template_digest: str = ""
+    model_digest: str = ""
+    adapter_digest: str = ""
 
     def __post_init__(self) -> None:
         counts: dict[str, int] = {}

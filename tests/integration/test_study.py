@@ -123,7 +123,7 @@ def test_a_finished_study_is_not_run_again_but_a_changed_one_reuses_its_steps(fi
 def test_killed_and_continued_in_several_processes_it_ends_with_the_same_digests(finished, tmp_path):
     out = tmp_path / "killed"
     settings = [part for setting in (*SMALL, "workers=2") for part in ("--set", setting)]
-    command = [sys.executable, "-m", "limbeck.cli", "study", "run", "quickstart", "--out", str(out), *settings]
+    command = [sys.executable, "-m", "limbeck", "study", "run", "quickstart", "--out", str(out), *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True

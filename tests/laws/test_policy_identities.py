@@ -116,6 +116,17 @@ def test_clipped_opd_is_opd_where_nothing_is_clipped():
     same(pull("opd:clipped", batch), pull("opd", batch))
 
 
+def test_opd_rlvr_is_opd_at_one_end_and_the_reward_at_the_other():
+    batch = joined("opd_rlvr", "opd", "grpo")  # stale: ratios on both sides of 1
+    same(pull("opd_rlvr", batch, alpha=1.0), pull("opd", batch))
+    same(pull("opd_rlvr", batch, alpha=0.0, clip=0.2), pull("grpo", batch))
+    fresh = joined("opd_rlvr", "opd", "grpo", fresh=True)
+    same(pull("opd_rlvr", fresh, alpha=0.0), pull("grpo", fresh))
+    halves = 0.25 * pull("opd", batch)[1] + 0.75 * pull("opd_rlvr", batch, alpha=0.0)[1]
+    close(pull("opd_rlvr", batch, alpha=0.25)[1], halves)
+    assert OBJECTIVES["opd_rlvr"].credit == "centred"
+
+
 def test_srpo_and_hdpo_choose_by_outcome():
     wrong, right = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     batch = joined("srpo", "opd:clipped", "grpo", "hdpo", correct=wrong)

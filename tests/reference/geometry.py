@@ -77,3 +77,20 @@ def cka_debiased(x: np.ndarray, y: np.ndarray) -> float:
 def excess(alphas: np.ndarray, curve: np.ndarray) -> np.ndarray:
     """Loss above the chord between the ends of the path."""
     return curve - ((1 - alphas) * curve[0] + alphas * curve[-1])
+
+
+def sim_k(x: np.ndarray, y: np.ndarray, side: str, k: int) -> float:
+    """Mean squared cosine of the k principal angles, from the projectors on the leading subspaces."""
+    u, v = (np.linalg.svd(m if side == "left" else m.T, full_matrices=False)[0][:, :k] for m in (x, y))
+    return float(np.trace(u @ u.T @ v @ v.T) / k)
+
+
+def walk(increments: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Partial sums of increments whose singular vectors are drawn anew on both sides, in full, whatever the rank."""
+    total, out = np.zeros(increments[0].shape), []
+    for increment in increments:
+        left, right = (np.linalg.qr(rng.standard_normal((n, n)))[0] for n in increment.shape)
+        values = np.linalg.svd(increment, compute_uv=False)
+        total = total + left[:, : len(values)] * values @ right[:, : len(values)].T
+        out.append(total)
+    return out

@@ -328,6 +328,17 @@ def kdrl(x, m, k):
     return {**out, "values": out["values"] + k["beta"] * penalty}
 
 
+def opd_rlvr(x, m, k):
+    teacher = k["alpha"] * np.where(x["teacher_mask"], floored(x) - x["frozen"], 0)
+    reward = (1 - k["alpha"]) * x["advantages"]
+    u = ratio(x)
+    out = {"values": -u * (teacher + reward), "ratio": u, "clipped": np.zeros_like(u)}
+    if k["clip"]:
+        out = surrogate(u, teacher + reward, {"clip_low": min(k["clip"], 1), "clip_high": k["clip"], "dual_clip": 0})
+    out |= {"teacher_term_square": teacher**2, "reward_term_square": reward**2}
+    return {**out, "teacher_floored": np.isneginf(x["teacher_logprobs"]).astype(float)}
+
+
 def trrd(x, m, k):
     anchor = np.where(x["teacher_mask"], floored(x), x["old_logprobs"])
     s, o = x["logprobs"], x["old_logprobs"]
@@ -408,6 +419,7 @@ REFERENCES = {
     "jsd_topk_tail": divergence(jsd),
     "opd:clipped": joint(lambda x, m, k, d: d),
     "kdrl": kdrl,
+    "opd_rlvr": opd_rlvr,
     "kdrl_mask": joint(lambda x, m, k, d: x["advantages"] + (1 - rows(x["correct"], m)) * k["beta"] * d),
     "kdrl_annealing": joint(lambda x, m, k, d: x["advantages"] + annealed_beta(k) * d),
     "srpo": joint(lambda x, m, k, d: np.where(rows(x["correct"], m) == 1, x["advantages"], d)),

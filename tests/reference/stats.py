@@ -88,5 +88,45 @@ def smallest_callable(n: int, discordant: int, alpha: float) -> float:
     return min(positive) / n if positive else math.nan
 
 
-def bootstrap_means(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    return values[rng.integers(0, len(values), (draws, len(values)))].mean(1)
+def bootstrap_moments(values: np.ndarray, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    drawn = values[rng.integers(0, len(values), (draws, len(values)))]
+    return drawn.mean(1), drawn.std(1)
+
+
+def symmetric_bootstrap_t(values: np.ndarray, draws: int, rng: np.random.Generator, level: float) -> float:
+    """Half the width."""
+    n, ratios = len(values), []
+    for _ in range(draws):
+        drawn = values[rng.integers(0, n, n)]
+        error = math.sqrt(((drawn - drawn.mean()) ** 2).sum() / (n - 1) / n)
+        ratios.append(abs(drawn.mean() - values.mean()) / error if error > 1e-12 else math.nan)
+    error = math.sqrt(((values - values.mean()) ** 2).sum() / (n - 1) / n)
+    return float(np.nanquantile(ratios, level)) * error
+
+
+def crossed(a: list[list[float]], b: list[list[float]] | None) -> tuple[float, float, float]:
+    """Value, variance and degrees of freedom, by sums over cells."""
+    arms = [a] if b is None else [a, b]
+    n = len(a)
+    rows = [[sum(row) / len(row) for row in arm] for arm in arms]
+    items = [x - (rows[1][i] if b is not None else 0.0) for i, x in enumerate(rows[0])]
+    value = sum(items) / n
+    of_items = of_problems = sum((x - value) ** 2 for x in items) / (n - 1) / n
+    of_seeds = uncertain = 0.0
+    for arm, means in zip(arms, rows, strict=True):
+        s = len(arm[0])
+        if s == 1:
+            continue
+        columns = [sum(row[j] for row in arm) / n for j in range(s)]
+        grand = sum(columns) / s
+        seen = sum((c - grand) ** 2 for c in columns) / (s - 1) / s
+        cells = [(arm[i][j] - means[i] - columns[j] + grand) ** 2 for i in range(n) for j in range(s)]
+        of_problems -= sum(cells) / ((n - 1) * (s - 1)) / (n * s)
+        of_seeds += seen
+        uncertain += seen**2 / (s - 1)
+    if of_seeds == 0:
+        return value, of_items, n - 1
+    of_problems = max(of_problems, 0.0)
+    share = of_seeds / (of_problems + of_seeds)
+    inverse = (1 - share) / (n - 1) + share * uncertain / of_seeds**2
+    return value, of_problems + of_seeds, 1 / inverse

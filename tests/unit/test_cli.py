@@ -210,7 +210,7 @@ def test_main_prints_one_sentence_and_the_exit_code(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "limbeck.cli",
+        "limbeck",
         "compare",
         str(tmp_path / "a"),
         str(tmp_path / "b"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from limbeck.config import load, override
+import limbeck
+from limbeck.config import LiveConfig, LoraConfig, RunConfig, StageConfig, TrainConfig, load, override, parse
 from limbeck.errors import ConfigError
 
 VALUES = {"student": "abacus:base", "arms": [{"name": "sft"}, {"name": "dpo", "train": {"seed": 1}}], "none": []}
@@ -66,3 +69,24 @@ def test_files_that_are_no_config(tmp_path, name, content, words):
         load(tmp_path / name)
     with pytest.raises(ConfigError, match="existing TOML or JSON file"):
         load(tmp_path / "absent.toml")
+
+
+SECTIONS = [RunConfig, TrainConfig, LiveConfig, StageConfig, LoraConfig]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_a_key_with_a_letter_dropped_is_refused_with_its_name(section):
+    for name in section.model_fields:
+        typo = name[0] + name[2:]
+        with pytest.raises(ConfigError, match=f'"{typo}".*Did you mean "{name}"'):
+            parse(section, {typo: 1}, where="section")
+
+
+def test_every_setting_is_read_somewhere():
+    """A setting that nothing reads is a promise that nothing keeps."""
+    package = Path(limbeck.__file__).parent
+    trees = (ast.parse(file.read_text(encoding="utf-8")) for file in package.rglob("*.py"))
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for section in SECTIONS:
+        assert set(section.model_fields) <= read, section.__name__
+    assert "token_budgets" not in read  # one that is not there would be found missing

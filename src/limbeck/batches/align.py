@@ -7,9 +7,11 @@ Everything downstream of this module is indexed by the target.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from limbeck.errors import ProvenanceError
@@ -49,13 +51,32 @@ def per_token(
     >>> per_token([[-0.5, -0.25]], mask).tolist()
     [[-0.5, -0.25, 0.0]]
     """
+    _check_counts([len(row) for row in responses], mask)
+    flat = np.fromiter(chain.from_iterable(responses), dtype=np.float32, count=int(mask.sum()))
+    return torch.full(mask.shape, fill).masked_scatter(mask, torch.from_numpy(flat))
+
+
+def per_token_rows(rows: Sequence[Tensor], mask: Bool[Tensor, "batch time"]) -> Shaped[Tensor, "batch time size"]:
+    """Place one vector per response token at its targets, in the type it has; 0 elsewhere.
+
+    Raises:
+        ProvenanceError: a row has another number of vectors than the mask has response tokens.
+
+    >>> mask = response_mask(torch.tensor([1]), torch.tensor([3]), width=4)
+    >>> per_token_rows([torch.ones(2, 1)], mask)[0, :, 0]
+    tensor([1., 1., 0.])
+    """
+    _check_counts([len(row) for row in rows], mask)
+    flat = torch.cat(list(rows))
+    out = flat.new_zeros(*mask.shape, flat.shape[1])
+    out[mask] = flat
+    return out
+
+
+def _check_counts(received: list[int], mask: Tensor) -> None:
     counts = mask.sum(1).tolist()
-    received = [len(row) for row in responses]
     if counts != received:
         raise ProvenanceError(
             f"scores must have one value per response token = {counts}, received {received}. "
             "They were made for other rollouts: score this rollout set again."
         )
-    out = torch.full(mask.shape, fill)
-    out[mask] = torch.tensor([x for row in responses for x in row], dtype=out.dtype)
-    return out

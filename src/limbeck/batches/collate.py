@@ -9,16 +9,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.batches import align
 from limbeck.errors import DegenerateError, ShapeError
+from limbeck.objectives.reduce import StepCount
 from limbeck.types import Rollout, TokenBatch
 
-STUDENT_INPUTS = ("logprobs", "entropy", "mask")  # what the student's forward pass and the batch itself provide
+STUDENT_INPUTS = (
+    "logprobs",
+    "entropy",
+    "logits",
+    "mask",
+)  # what the student's forward pass and the batch itself provide
 PER_TOKEN_INPUTS = ("behavior_logprobs", "old_logprobs", "reference_logprobs", "teacher_logprobs", "signal")
+VECTOR_INPUTS = tuple(  # one vector per response token, of a frozen model
+    f"{side}_{what}" for side in ("teacher", "reference") for what in ("hidden", "top_ids", "top_logprobs")
+)
 BEHAVIOR = (
     "behavior_logprobs",
     "old_logprobs",
@@ -33,7 +44,9 @@ class TrainingData:
         rollouts: the rows; every row of an item indexes into them.
         items: one row for token and sequence objectives, (chosen, rejected) for pair objectives.
         weights: one per item; read by objectives that name ``pair_weights``.
-        columns: name to one number per row (rewards, advantages) or one list per row (per-token scores).
+        columns: name to one number per row (rewards, advantages), one list per row (per-token scores) or one
+            (tokens, size) tensor per row (``VECTOR_INPUTS``); any sequence, read a row at a time when it is needed.
+            ``teacher_mask`` and ``mask`` hold a 1 or 0 per token: what the teacher cannot judge stays or is left out.
     """
 
     rollouts: Sequence[Rollout]
@@ -60,9 +73,13 @@ class TrainingData:
             "|".join(f"{self.rollouts[r].problem_id}/{self.rollouts[r].sample}" for r in item) for item in self.items
         ]
 
+    def sizes(self, item: int) -> list[int]:
+        """Tokens of each of the item's rows."""
+        return [len(self.rollouts[r].prompt_ids) + len(self.rollouts[r].response_ids) for r in self.items[item]]
+
     def width(self, item: int) -> int:
         """Tokens of the item's longest row."""
-        return max(len(self.rollouts[r].prompt_ids) + len(self.rollouts[r].response_ids) for r in self.items[item])
+        return max(self.sizes(item))
 
     @property
     def longest_response(self) -> int:
@@ -109,18 +126,55 @@ def micro_batches(data: TrainingData, items: Sequence[int], *, token_budget: int
 
 
 def collate(data: TrainingData, items: Sequence[int], names: Sequence[str]) -> TokenBatch:
-    """Tensors of one micro-batch with exactly the inputs that the objective names."""
+    """Tensors of one micro-batch with exactly the inputs that the objective names.
+
+    In place of a frozen model's logits go what these data have of it: hidden states, or likeliest ids with log-probs.
+    """
     index = [row for item in items for row in data.items[item]]
     rows = [data.rollouts[i] for i in index]
     prompts = torch.tensor([len(r.prompt_ids) for r in rows])
     lengths = prompts + torch.tensor([len(r.response_ids) for r in rows])
     width = int(lengths.max())
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : lengths[i]] = torch.tensor([*row.prompt_ids, *row.response_ids])
+    flat = np.fromiter(chain.from_iterable((*r.prompt_ids, *r.response_ids) for r in rows), dtype=np.int64)
+    inside = torch.arange(width)[None] < lengths[:, None]
+    ids = torch.zeros(len(rows), width, dtype=torch.long).masked_scatter(inside, torch.from_numpy(flat))
     mask = align.response_mask(prompts, lengths, width=width)
-    inputs = {name: _input(name, data, items, index, mask) for name in names if name not in STUDENT_INPUTS}
+    names = [kept for name in names if name not in STUDENT_INPUTS for kept in _kept(name, data)]
+    inputs = {name: _input(name, data, items, index, mask) for name in names}
+    judged = {name: _judged(data, name, index, mask) for name in ("mask", "teacher_mask") if name in data.columns}
+    mask = judged.pop("mask", mask)
+    inputs |= judged
     return TokenBatch(ids=ids, lengths=lengths, mask=mask, row_index=torch.tensor(index), inputs=inputs)
+
+
+def count_items(data: TrainingData, items: Sequence[int]) -> StepCount:
+    """What a step of these items will be divided by, from lengths alone: no process has to hold the others' rows.
+
+    Law: the sum of ``reduce.count`` over the step's collated micro-batches.
+    """
+    rows = [row for item in items for row in data.items[item]]
+    pairs = sum(len(data.items[item]) == 2 for item in items)
+    live = [live_tokens(data, row) for row in rows]
+    return StepCount(tokens=sum(live), rollouts=sum(num > 0 for num in live), pairs=pairs)
+
+
+def live_tokens(data: TrainingData, row: int) -> int:
+    """How many tokens of a row are scored."""
+    kept = data.columns.get("mask")
+    return len(data.rollouts[row].response_ids) if kept is None else int(sum(kept[row]))
+
+
+def _judged(data: TrainingData, name: str, index: Sequence[int], mask: Tensor) -> Tensor:
+    return mask & (align.per_token([data.columns[name][i] for i in index], mask) > 0)
+
+
+def _kept(name: str, data: TrainingData) -> Sequence[str]:
+    """The columns that stand for an input."""
+    if not name.endswith("_logits"):
+        return [name]
+    side = name.removesuffix("_logits")
+    own = [column for column in VECTOR_INPUTS if column.startswith(side) and column in data.columns]
+    return own or [f"{side}_hidden"]
 
 
 def _input(name: str, data: TrainingData, items: Sequence[int], index: Sequence[int], mask: Tensor) -> Tensor:
@@ -133,11 +187,14 @@ def _input(name: str, data: TrainingData, items: Sequence[int], index: Sequence[
     if name == "rewards" and name not in data.columns:
         return torch.tensor([data.rollouts[i].reward for i in index], dtype=torch.float32)
     if name not in data.columns:
+        keep = ", keeping hidden states," if name in VECTOR_INPUTS else ""
         raise ShapeError(
             f"the objective reads {name}; these data have {', '.join(data.columns) or 'no such columns'}. "
-            "Score the rollouts or assign credit first."
+            f"Score the rollouts{keep} or assign credit first."
         )
     picked = [data.columns[name][i] for i in index]
+    if name in VECTOR_INPUTS:
+        return align.per_token_rows(picked, mask)
     if name in PER_TOKEN_INPUTS:
         return align.per_token(picked, mask)
     column = torch.tensor(picked, dtype=torch.float32)

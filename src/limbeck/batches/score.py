@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from limbeck.batches import align
 from limbeck.batches.collate import TrainingData, collate, micro_batches
-from limbeck.batches.forward import Student, check_head
+from limbeck.batches.forward import check_head, head_of, hidden_states, unwrapped
 from limbeck.errors import ProvenanceError
-from limbeck.folders import publish, read_manifest
+from limbeck.folders import publish, read_manifest, write_json
+from limbeck.heads import score_tokens
+from limbeck.objectives.contract import TEACHER_FLOOR
 from limbeck.types import Rollout, RolloutSet
 
+FLOOR = TEACHER_FLOOR  # a token that a frozen model gives probability 0
 SCHEMA = pa.schema([("problem_id", pa.string()), ("sample", pa.int32()), ("logprobs", pa.list_(pa.float32()))])
 
 
@@ -36,50 +42,107 @@ def score_rollouts(
     Raises:
         ModelError: the model's log-probs cannot be had from its hidden states.
     """
-    student = Student(model).eval()
+    head = head_of(unwrapped(model))
+    out = [[math.nan] * len(r.response_ids) for r in rollouts]
+    for index, hidden in frozen_passes(model, rollouts, token_budget=token_budget, advance=advance):
+        if hidden is not None:
+            targets = torch.tensor([t for i in index for t in rollouts[i].response_ids], device=head.weight.device)
+            flat = score_tokens(torch.cat(list(hidden)), head, targets).logprobs.cpu()
+            for i, row in zip(index, flat.split([len(part) for part in hidden]), strict=True):
+                out[i] = row.tolist()
+    return out
+
+
+@torch.no_grad()
+def frozen_passes(
+    model: nn.Module,
+    rollouts: Sequence[Rollout],
+    *,
+    token_budget: int,
+    advance: Callable[[int], None] = lambda num: None,
+) -> Iterator[tuple[list[int], Sequence[Float[Tensor, "tokens hidden"]] | None]]:
+    """Which rollouts, and their final hidden states at the predicting positions of response tokens, pass by pass.
+
+    Every rollout comes once; those longer than the model's context come together, with None.
+
+    Raises:
+        ModelError: the model's log-probs cannot be had from its hidden states.
+    """
+    model.eval()
     device = next(model.parameters()).device
     first = rollouts[0]
     check_head(model, torch.tensor([*first.prompt_ids, *first.response_ids][:16]))
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None) or sys.maxsize
     data = TrainingData(rollouts=rollouts, items=[(i,) for i in range(len(rollouts))], weights=[1.0] * len(rollouts))
-    out = {i: [math.nan] * len(r.response_ids) for i, r in enumerate(rollouts) if data.width(i) > context}
-    fitting = [i for i in range(len(rollouts)) if i not in out]
+    fitting = [i for i in range(len(rollouts)) if data.width(i) <= context]
+    if len(fitting) < len(rollouts):
+        yield [i for i in range(len(rollouts)) if data.width(i) > context], None
     for items in micro_batches(data, fitting, token_budget=token_budget) if fitting else []:
         batch = collate(data, items, ()).to(device)
-        logprobs = student(batch).logprobs.cpu()
-        mask = batch.mask.cpu()
-        out.update({i: logprobs[j][mask[j]].tolist() for j, i in enumerate(items)})
+        hidden = align.predictors(hidden_states(model, batch.ids, batch.lengths))[batch.mask]
+        yield items, hidden.split([len(rollouts[i].response_ids) for i in items])
         advance(len(items))
-    return [out[i] for i in range(len(rollouts))]
 
 
 def write_scores(
-    out: Path, rollout_set: RolloutSet, scores: Sequence[Sequence[float]], *, model_digest: str, overwrite: bool = False
+    out: Path,
+    rollout_set: RolloutSet,
+    scores: Sequence[Sequence[float]],
+    *,
+    model_digest: str,
+    kind: str = "logprobs",
+    beside: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Store scores as a folder that names the rollouts and the model they belong to."""
+    """Store scores as a folder that names the rollouts and the model they belong to, JSON files beside them."""
     columns = {
         "problem_id": [r.problem_id for r in rollout_set.rollouts],
         "sample": [r.sample for r in rollout_set.rollouts],
         "logprobs": list(scores),
     }
     facts = {"rollouts_digest": rollout_set.digest, "model_digest": model_digest}
-    with publish(out, kind="logprobs", facts=facts, overwrite=overwrite) as folder:
+    with publish(out, kind=kind, facts=facts, overwrite=overwrite) as folder:
         pq.write_table(pa.table(columns, schema=SCHEMA), folder / "logprobs.parquet")
+        for name, value in (beside or {}).items():
+            write_json(folder / name, value)
     return out
 
 
-def read_scores(path: Path, rollout_set: RolloutSet) -> list[list[float]]:
-    """Scores in the order of the rollouts.
+def floored(scores: Sequence[Sequence[float]]) -> tuple[list[list[float]], int]:
+    """Scores with every -inf, a token of probability 0, at -20 nats, and how many there were.
+
+    >>> floored([[-1.0, -math.inf]])
+    ([[-1.0, -20.0]], 1)
+    """
+    count = sum(x == -math.inf for row in scores for x in row)
+    return [[FLOOR if x == -math.inf else x for x in row] for row in scores] if count else list(
+        map(list, scores)
+    ), count
+
+
+def read_scores(path: Path, rollout_set: RolloutSet, *, kind: str = "logprobs") -> list[list[float]]:
+    """Scores in the order of the rollouts, from a folder of this kind (``logprobs`` or ``signal``).
 
     Raises:
         ProvenanceError: they were made for other rollouts.
     """
-    digest = read_manifest(path, kind="logprobs")["rollouts_digest"]
+    check_rollouts(path, kind, rollout_set)
+    table = pq.read_table(path / "logprobs.parquet").to_pylist()
+    by_key = {(row["problem_id"], row["sample"]): row["logprobs"] for row in table}
+    return [by_key[r.key] for r in rollout_set.rollouts]
+
+
+def check_rollouts(path: Path, kind: str, rollout_set: RolloutSet) -> dict[str, Any]:
+    """The manifest of a folder of this kind that was made for these rollouts.
+
+    Raises:
+        ProvenanceError: it was made for others.
+    """
+    manifest = read_manifest(path, kind=kind)
+    digest = manifest["rollouts_digest"]
     if digest != rollout_set.digest:
         raise ProvenanceError(
             f"scores in {path} must belong to rollouts {rollout_set.digest[:12]}, received {str(digest)[:12]}. "
             "Run limbeck score on these rollouts."
         )
-    table = pq.read_table(path / "logprobs.parquet").to_pylist()
-    by_key = {(row["problem_id"], row["sample"]): row["logprobs"] for row in table}
-    return [by_key[r.key] for r in rollout_set.rollouts]
+    return manifest

@@ -64,15 +64,15 @@ def _adder(factors: LowRank, module: nn.Module, name: str) -> Callable[..., Tens
 
 
 def check_base(adapter: Path, base_digest: str) -> None:
-    """Refuse an adapter that says it was trained on other weights; one that says nothing passes.
+    """Refuse a run or an adapter that says it was trained on other weights; one that says nothing passes.
 
     Raises:
         ProvenanceError: the digests differ.
     """
-    for path in (adapter / "limbeck.json", adapter / "adapter" / "limbeck.json"):
+    for path in (adapter / part / "limbeck.json" for part in (".", "adapter", "model")):
         stated = read_json(path).get("base_digest") if path.is_file() else None
         if stated and stated != base_digest:
             raise ProvenanceError(
-                f"an adapter must meet the base it was trained on, received {adapter} of base {stated[:12]} and a base "
+                f"a run or an adapter must meet the base it was trained on, received {adapter} of base {stated[:12]} and a base "
                 f"{base_digest[:12]}. Give that base."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -30,6 +31,15 @@ def write_measurements(path: Path | str, measurements: Sequence[Measurement]) ->
         for name in MEASUREMENT_COLUMNS
     }
     pq.write_table(pa.table(columns, schema=SCHEMA), str(path))
+
+
+def write_csv(path: Path | str, measurements: Sequence[Measurement]) -> None:
+    """The same rows as text, for a spreadsheet; NaN is an empty cell."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(MEASUREMENT_COLUMNS)
+        for measurement in measurements:
+            writer.writerow("" if value != value else value for value in measurement.row().values())
 
 
 def read_measurements(path: Path | str) -> list[Measurement]:

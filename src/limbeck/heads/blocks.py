@@ -7,7 +7,8 @@ block once, and the matrix products of backward. Vocabulary is the outer loop, s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -44,6 +45,26 @@ def cut(head: Head, num_ids: int) -> Head:
             "the largest id of the common token map."
         )
     return head._replace(weight=head.weight[:num_ids], bias=None if head.bias is None else head.bias[:num_ids])
+
+
+def working(head: Head, hidden: Tensor) -> Head:
+    """The head as the matrix products read it: the weight in the hidden states' type, cast once a pass, not per block.
+
+    So fp32 masters beside bf16 hidden states make bf16 products. All else is wide, the masters' gradient too.
+    """
+    return head._replace(weight=head.weight.to(hidden.dtype))
+
+
+def own_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward or backward that runs outside autocast: here every type is chosen by hand."""
+
+    @wraps(function)
+    def outside(ctx: Any, *args: Any) -> Any:
+        device = next((t.device.type for t in args if isinstance(t, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return function(ctx, *args)
+
+    return outside
 
 
 def check(hidden: Float[Tensor, "tokens hidden"], head: Head, targets: Int[Tensor, " tokens"] | None = None) -> None:
@@ -184,7 +205,7 @@ class Grads(NamedTuple):
 
     @classmethod
     def zeros(cls, hidden: Tensor, head: Head, needs: tuple[bool, bool, bool]) -> Grads:
-        """Sums to add to. The hidden states' is wide, the others have their parameter's type."""
+        """Sums to add to. The hidden states' is wide, the others have the type of their (master) parameter."""
         return cls(
             wide(torch.zeros_like(hidden)) if needs[0] else None,
             torch.zeros_like(head.weight) if needs[1] else None,

@@ -24,12 +24,14 @@ from limbeck.heads.blocks import (
     block_logits,
     check,
     finite,
+    own_precision,
     places,
     plan_blocks,
     plan_rows,
     slopes,
     steepen,
     wide,
+    working,
 )
 from limbeck.heads.logprobs import scan, score_cotangent
 
@@ -82,11 +84,14 @@ def linear_total(
 
 class _Linear(torch.autograd.Function):
     @staticmethod
+    @own_precision
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         hidden, weight, bias, targets, weights, (scale, softcap, chunk_bytes, needs) = inputs
-        head = finite(Head(weight, bias, scale, softcap))
+        head = finite(working(Head(weight, bias, scale, softcap), hidden))
         if needs[1] or needs[2]:
-            logprobs, grads = _by_rows(hidden, head, targets, weights, needs, plan_rows(hidden, head, chunk_bytes))
+            logprobs, sums = _by_rows(hidden, head, targets, weights, needs, plan_rows(hidden, head, chunk_bytes))
+            masters = hidden, weight, bias
+            grads = Grads(*(None if s is None else s.to(m.dtype) for s, m in zip(sums, masters, strict=True)))
         else:
             found = scan(hidden, head, targets, plan_blocks(hidden, head, chunk_bytes), ahead=needs[0])
             ready = None if found.slopes is None else (weights[:, None] * found.slopes).to(hidden.dtype)
@@ -97,6 +102,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         ready, ctx.ready = ctx.ready, None  # given away, not copied: a weight's gradient is as large as the weight
         if ready is None:
@@ -117,8 +123,7 @@ def _by_rows(
     for part in plan.parts():
         own = sums._replace(hidden=None if sums.hidden is None else sums.hidden[part])
         logprobs.append(_rows(hidden[part], head, targets[part], weights[part, None], own, held))
-    grads = Grads(*(None if total is None else total.to(hidden.dtype) for total in sums))
-    return torch.cat(logprobs), grads
+    return torch.cat(logprobs), sums
 
 
 def _rows(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, sums: Grads, held: Tensor) -> Tensor:

@@ -21,16 +21,19 @@ from limbeck.heads.blocks import (
     Head,
     Plan,
     Softmax,
+    Step,
     accumulate,
     backpropagate,
     block_logits,
     check,
     finite,
+    own_precision,
     places,
     plan_blocks,
     slopes,
     steepen,
     wide,
+    working,
 )
 
 
@@ -70,6 +73,31 @@ def score_tokens(
     return TokenScores(*found)
 
 
+class Scores:
+    """Log-prob of each target and entropy of each distribution, block by block; exact after the last block."""
+
+    def __init__(self, hidden: Float[Tensor, "tokens hidden"], targets: Int[Tensor, " tokens"]) -> None:
+        self.softmax, self.targets = Softmax(hidden), targets
+        self.picked, self.spread = torch.zeros_like(self.softmax.top), torch.zeros_like(self.softmax.top)
+
+    def absorb(self, part: slice, words: slice, logits: Float[Tensor, "rows words"]) -> Step:
+        """Add a block; ``logits`` is used up."""
+        at = places(self.targets[part], words)
+        self.picked[part] = torch.where(at.inside, logits.gather(1, at.column), self.picked[part])
+        step = self.softmax.absorb(part, logits)
+        drifted = step.shrink * (self.spread[part] + step.mass * step.shift)
+        self.spread[part] = drifted + logits.mul_(step.weights).sum(1, keepdim=True)
+        return step
+
+    @property
+    def logprobs(self) -> Float[Tensor, "tokens 1"]:
+        return self.picked - self.softmax.logsumexp
+
+    @property
+    def entropy(self) -> Float[Tensor, "tokens 1"]:
+        return self.softmax.mass.log() - self.spread / self.softmax.mass
+
+
 class Scan(NamedTuple):
     """One pass over the vocabulary: scores, log of the normalizer, and d logprob / d hidden where it was asked for."""
 
@@ -85,28 +113,23 @@ def scan(hidden: Tensor, head: Head, targets: Tensor, plan: Plan, *, ahead: bool
     The target's own word is left out of that second sum: (1 - p) is then no difference of two rounded sums, which
     would drown the gradient of a confident token in bf16.
     """
-    softmax = Softmax(hidden)
-    picked, spread = torch.zeros_like(softmax.top), torch.zeros_like(softmax.top)
+    scores = Scores(hidden, targets)
     others = wide(torch.zeros_like(hidden)) if ahead else None
     for words in plan.columns():
         for part in plan.parts():
             logits = block_logits(hidden[part], head, words)
             slope = slopes(logits, head) if ahead else 1.0
-            at = places(targets[part], words)
-            picked[part] = torch.where(at.inside, logits.gather(1, at.column), picked[part])
-            step = softmax.absorb(part, logits)
-            drifted = step.shrink * (spread[part] + step.mass * step.shift)
-            spread[part] = drifted + logits.mul_(step.weights).sum(1, keepdim=True)
+            step = scores.absorb(part, words, logits)
             if others is not None:
+                at = places(targets[part], words)
                 kept = step.weights.gather(1, at.column).masked_fill_(at.inside, 0)
                 weights = steepen(step.weights.scatter_(1, at.column, kept), slope)
                 accumulate(others[part].mul_(step.shrink), weights, head.weight[words])
-    logprobs = picked - softmax.logsumexp
-    entropy = softmax.mass.log() - spread / softmax.mass
+    logprobs = scores.logprobs
     if others is not None:
-        own = -torch.expm1(logprobs) * slopes(picked, head)
-        others = own * head.weight[targets] - others.div_(softmax.mass)
-    return Scan(logprobs, entropy, softmax.logsumexp, others)
+        own = -torch.expm1(logprobs) * slopes(scores.picked, head)
+        others = own * head.weight[targets] - others.div_(scores.softmax.mass)
+    return Scan(logprobs, scores.entropy, scores.softmax.logsumexp, others)
 
 
 def score_cotangent(logits: Tensor, logsumexp: Tensor, grad_logprobs: Tensor, targets: Tensor, words: slice) -> Tensor:
@@ -119,9 +142,10 @@ def score_cotangent(logits: Tensor, logsumexp: Tensor, grad_logprobs: Tensor, ta
 
 class _Scores(torch.autograd.Function):
     @staticmethod
+    @own_precision
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         hidden, weight, bias, targets, scale, softcap, plan, ahead = inputs
-        found = scan(hidden, finite(Head(weight, bias, scale, softcap)), targets, plan, ahead=ahead)
+        found = scan(hidden, finite(working(Head(weight, bias, scale, softcap), hidden)), targets, plan, ahead=ahead)
         ctx.save_for_backward(hidden, weight, bias, targets, found.entropy, found.logsumexp, found.slopes)
         ctx.settings = scale, softcap, plan
         ctx.set_materialize_grads(False)
@@ -129,6 +153,7 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @own_precision
     def backward(ctx: Any, *grads: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, bias, targets, entropy, logsumexp, ready = ctx.saved_tensors
         scale, softcap, plan = ctx.settings
@@ -139,7 +164,8 @@ class _Scores(torch.autograd.Function):
             grad_logprobs = None
         if grad_logprobs is None and grad_entropy is None:
             return grad_hidden, None, None, None, None, None, None, None
-        head = finite(Head(weight, bias, scale, softcap))
+        master = Head(weight, bias, scale, softcap)
+        head = finite(working(master, hidden))
 
         def cotangent(part: slice, words: slice) -> Tensor:
             logits = block_logits(hidden[part], head, words)
@@ -152,7 +178,7 @@ class _Scores(torch.autograd.Function):
                 grad += score_cotangent(logits, logsumexp[part], grad_logprobs[part], targets[part], words)
             return steepen(grad, slope)
 
-        sums = Grads.zeros(hidden, head, ctx.needs_input_grad[:3])
+        sums = Grads.zeros(hidden, master, ctx.needs_input_grad[:3])
         backpropagate(hidden, head, sums, plan, cotangent)
         if sums.hidden is not None and grad_hidden is not None:
             grad_hidden = grad_hidden + sums.hidden.to(hidden.dtype)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.errors import ConfigError, DegenerateError, ShapeError
+from limbeck.errors import ConfigError, DegenerateError, NotFiniteError, ShapeError
 from limbeck.objectives.signature import tensor_parameters
 from limbeck.types import Objective, Values
 
@@ -150,7 +150,7 @@ def _finite(owner: str, name: str, tensor: Tensor, live: Tensor) -> Tensor:
     bad = torch.isnan(tensor) | torch.isposinf(tensor) if is_logits else ~torch.isfinite(tensor)
     if bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
-        raise DegenerateError(
+        raise NotFiniteError(
             f"{owner}: {name} must be finite wherever the mask is, received {int(bad.sum())} bad cells, the first "
             f"{tensor[where].item()} at {where}. Where this is an unknown score: {INPUTS[name].remedy}."
         )

@@ -5,6 +5,7 @@ the sign of the total advantage. Where ``teacher_mask`` is false (an end token t
 token stays in the count.
 """
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -71,6 +72,37 @@ def kdrl(
         return out
     penalty = u.detach() * torch.where(teacher_mask, k2(logprobs, teacher_logprobs), 0.0)
     return Values(values=out.values + beta * penalty, metrics=out.metrics)
+
+
+def opd_rlvr(
+    logprobs: Tokens,
+    old_logprobs: Tokens,
+    teacher_logprobs: Tokens,
+    teacher_mask: Mask,
+    advantages: Tokens,
+    *,
+    alpha: Annotated[
+        float, Domain("[0, 1]", "teacher's share of the advantage; 1 is opd, 0 the reward alone", "fraction")
+    ] = 0.5,
+    clip: Annotated[float, Domain("[0, inf)", "how far the ratio may leave 1 on either side; 0 is off", "ratio")] = 0.0,
+) -> Values:
+    """Teacher and reward mixed into one advantage, each on its own scale.
+
+    values = -u * (alpha * d + (1 - alpha) * A)
+
+    At alpha 1 it is ``opd``, at 0 ``dr_grpo`` inside the clip. The scales differ from data to data, so alpha is no dose that two
+    data sets share: compare the root mean squares of the two terms.
+
+    Returns:
+        One value per token. Metrics: ``ratio``, ``clipped``, and the squares of both terms as they enter,
+        ``teacher_term_square`` and ``reward_term_square``, whose root means stand in the record as ``..._rms``.
+    """
+    teacher = alpha * _preference(logprobs, old_logprobs, teacher_logprobs, teacher_mask)
+    reward = (1 - alpha) * advantages
+    u = ratio(logprobs - old_logprobs)
+    out = surrogate(u, teacher + reward, clip_low=min(clip or 1.0, 1.0), clip_high=clip or math.inf)
+    squares = {"teacher_term_square": teacher.square(), "reward_term_square": reward.square()}
+    return Values(values=out.values, metrics={**out.metrics, **squares})
 
 
 def kdrl_mask(
@@ -250,6 +282,11 @@ ROWS = (
         name="kdrl", function=kdrl, unit="token", normalizer="token", linear=False, status="SECONDARY",
         credit="zscore", source=KDRL, formula="surrogate(u, A + beta * d)",
         deviations="its own study favors k2 over k3; the full-vocabulary path is not offered",
+    ),
+    Objective(
+        name="opd_rlvr", function=opd_rlvr, unit="token", normalizer="token", linear=False, status="PUBLISHED",
+        credit="centred", source="arXiv 2606.07082", formula="-u * (alpha * d + (1 - alpha) * A)",
+        deviations="the ratio's clip of 1.0 that is reported is never met on fresh rollouts and is off here; token normalizer",
     ),
     Objective(
         name="kdrl_mask", function=kdrl_mask, unit="token", normalizer="token", linear=False, status="SECONDARY",

@@ -9,11 +9,22 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
-BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-NUMBER = r"[-+\u2212]?\s?(?:\\?[$\u20ac\u00a3])?\s?[-+\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
-MARKER = re.compile(rf"####[ \t]*({NUMBER})(?![.):]?[ \t]*[\w:])", re.ASCII)
-LAST_NUMBER = re.compile(NUMBER, re.ASCII)
+THINK_TAG = re.compile(r"(?i:<(/?)(?:think(?:ing)?|thought|reasoning)>)|\[(/?)THINK\]")
+BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?=\{)|(?<=\s)(?P<bare>[^\s{}$\\][^{}$\\\n]{0,40})\$)")
+
+_DIGITS = r"(?>(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?)"
+_SIGN = "[-+\u2212]"
+_CURRENCY = "\\\\?[$\u20ac\u00a3]"
+_LINE_END = r"(?=[.,;!*$%]*[ \t]*(?:<[|/]|[\r\n]|\Z))"
+_TRAILING_WORDS = r"(?=(?:[ \t]++[A-Za-z]++){1,3}+[.!*]*\s*\Z)"
+MARKER = re.compile(  # not "#### 3. Check", a heading, nor "#### 9^9", which is more than its 9
+    rf"####[ \t]*(?:\*\*)?({_SIGN}?\s?(?:{_CURRENCY})?\s?{_SIGN}?{_DIGITS})(?:{_LINE_END}|{_TRAILING_WORDS})",
+    re.ASCII,
+)
+LAST_NUMBER = re.compile(
+    rf"(?:(?<![\w)\]}}]){_SIGN})?(?:{_CURRENCY}\s?{_SIGN}?)?{_DIGITS}",  # in 10-3 and "10 - 3" the sign is an operation
+    re.ASCII,
+)
 
 
 class Extraction(NamedTuple):
@@ -24,27 +35,31 @@ class Extraction(NamedTuple):
     truncated: bool = False
 
 
-def extract(response: str, *, last_number: bool = False) -> Extraction:
+def extract(response: str, *, prompt: str = "", last_number: bool = False) -> Extraction:
     r"""The final answer of a response.
 
     In order: the content of the last ``\boxed{}`` outside the thinking, where one that is never closed means no
-    answer; the number on the last ``####`` line; and only if asked, the last number of all.
+    answer; the number after the last ``####``, alone on its line or with a unit as the last line of all; and only
+    if asked, the last number of all.
 
     Args:
         response: what the model wrote, without the prompt.
+        prompt: what it read. One that ends in an opening think tag makes the response begin inside the thinking.
         last_number: fall back to the last number. Lenient, off by default.
 
     >>> extract(r"<think>\boxed{10}</think> It is \boxed{5}, no: \boxed{\frac{1}{2}}.").answer
     '\\frac{1}{2}'
     >>> extract("3 + 4 = 7\n#### 7")
     Extraction(answer='7', rule='marker', truncated=False)
+    >>> extract(r"so \boxed{7}, let me check", prompt="What is 3 + 4?<think>\n").truncated
+    True
     """
-    text, truncated = strip_thinking(response)
+    text, truncated = strip_thinking(response, opened=opens_thinking(prompt))
     if truncated:
         return Extraction("", "", True)
     boxes = list(BOX.finditer(text))
     if boxes:
-        content = _balanced(text, boxes[-1].end())
+        content = boxes[-1]["bare"] or _balanced(text, boxes[-1].end())
         return Extraction(content.strip() if content else "", "boxed")
     for rule, pattern, active in (("marker", MARKER, True), ("last_number", LAST_NUMBER, last_number)):
         found = list(pattern.finditer(text)) if active else []
@@ -53,22 +68,41 @@ def extract(response: str, *, last_number: bool = False) -> Extraction:
     return Extraction("", "")
 
 
-def strip_thinking(response: str) -> tuple[str, bool]:
+def opens_thinking(prompt: str) -> bool:
+    """Whether a prompt as the model reads it ends in an opening think tag, as the templates of some models do.
+
+    >>> opens_thinking("<|user|>2 + 2?<|assistant|><think>\\n"), opens_thinking("<think>\\n\\n</think>\\n\\n")
+    (True, False)
+    """
+    tail = prompt[-100:].rstrip()
+    tags = list(THINK_TAG.finditer(tail))
+    return bool(tags) and tags[-1].end() == len(tail) and not _closes(tags[-1])
+
+
+def strip_thinking(response: str, *, opened: bool = False) -> tuple[str, bool]:
     """The text outside think tags, and whether a think tag was left open.
 
     A closing tag without an opening one closes what the prompt's template opened: all before it is thinking.
+
+    Args:
+        response: what the model wrote.
+        opened: it begins inside the thinking; a tag that opens it once more right away changes nothing.
 
     >>> strip_thinking("plan</think>done<think>more</think>.")
     ('done.', False)
     >>> strip_thinking("so <think>hm")
     ('so ', True)
+    >>> strip_thinking("so it is 7", opened=True)
+    ('', True)
     """
+    tags = list(THINK_TAG.finditer(response))
+    repeated = bool(tags) and not response[: tags[0].start()].strip() and not _closes(tags[0])
     kept: list[str] = []
-    depth, position = 0, 0
-    for tag in THINK_TAG.finditer(response):
+    depth, position = int(opened and not repeated), 0
+    for tag in tags:
         if depth == 0:
             kept.append(response[position : tag.start()])
-        if not tag[1]:
+        if not _closes(tag):
             depth += 1
         elif depth:
             depth -= 1
@@ -78,6 +112,10 @@ def strip_thinking(response: str) -> tuple[str, bool]:
     if depth == 0:
         kept.append(response[position:])
     return "".join(kept), depth > 0
+
+
+def _closes(tag: re.Match[str]) -> bool:
+    return bool(tag[1] or tag[2])
 
 
 def _balanced(text: str, begin: int) -> str | None:

@@ -1,7 +1,8 @@
 r"""What an answer's text says without any algebra: exact numbers, words, and whether algebra may be asked at all.
 
 Numbers are read as exact fractions, so 0.333 is not 1/3 and 1e-20 is not 2e-20. A percent sign, a degree sign, a
-currency and a trailing ``\text{unit}`` are units and are dropped: 50% is 50, not 0.5.
+currency and a trailing unit, bare or in ``\text{}``, are units and are dropped: 50% is 50, not 0.5. What follows an
+approximation sign is a reading aid and is dropped too, so the exact side is what counts.
 """
 
 # ruff: noqa: SIM905  (word lists read better as text)
@@ -12,35 +13,131 @@ import re
 from fractions import Fraction
 
 MAX_LENGTH, MAX_DEPTH, MAX_DIGITS = 400, 12, 60
-MAGNITUDES = ("hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "double")
+NOT_UNITS = frozenset(
+    "hundred hundreds thousand thousands million millions billion billions trillion trillions dozen dozens half halves "
+    "double third thirds quarter fourth fourths fifth fifths tenth tenths hundredth hundredths and or to times plus "
+    "minus over squared cubed factorial less below negative mod choose base infinity sin cos tan cot sec csc log exp "
+    "sqrt pi alpha beta gamma delta epsilon theta lambda sigma tau phi omega".split()
+)
+"""Words after a number that change its value, so that the number alone is not the answer."""
+UPRIGHT = frozenset("i e x y z n".split())
+r"""Letters that are factors also where they are set upright, as in ``5\mathrm{i}``; other single letters are units."""
 
 _SPACES = re.compile(r"(?<!\\)\\[!,;: ]|\\q?quad\b|~|[\s\u00a0\u2000-\u200b\u202f\u205f]+")
-_DROPPED = re.compile(r"\\(?:left|right|displaystyle|[()\[\]])(?![A-Za-z])|\\?[$\u20ac\u00a3\u00a5]")
-_UNIT = re.compile(r"(?<=[\d}\)])\s*\\(?:text|mbox|mathrm|textrm)\{([A-Za-z .]*)\}(?:\^\{?\d\}?)?$")
-_UNIT_SIGN = re.compile(r"(?<=[\d}\)])\s*(?:\\?%|\^\{?\\circ\}?|\\degree|\u00b0)$")
-_WRAPPED = re.compile(r"\\(?:text|mbox|mathrm|textbf|textit|textrm)\{([^{}\\]*)\}")
+_DROPPED = re.compile(r"\\(?:left|right|displaystyle|[()\[\]])(?![A-Za-z])|\\?[$\u20ac\u00a3\u00a5\u20b9]")
+_TEXT = r"\\(?:text|mbox|mathrm|textbf|textit|textrm|mathit|mathbf|operatorname)"
+_POWER = r"(?:\^\{?[23]\}?|[\u00b2\u00b3])?"
+_UNIT = re.compile(rf"(?<=[\d}})])\s*{_TEXT}\{{([A-Za-z ./-]*)\}}{_POWER}$")
+_BARE_UNIT = re.compile(
+    rf"(?<=\d) ((?:[A-Za-z]{{3,}}|cm|mm|km|kg|mg|ml|mL|ft|mi|lb|oz|hr)(?:[ /-][A-Za-z]+){{0,3}}){_POWER}$"
+)
+_PERCENT = re.compile(r"(?<=[\d}\)])\s*\\?%")
+_DEGREE = re.compile(r"(?<=[\d}\)])\s*(?:\^\{?\\circ\}?|\\degree|\u00b0)$")
+_APPROXIMATE = re.compile(r"(?<=\S)\s*(?:\\approx|\u2248).*$", re.DOTALL)
+_ABOUT = re.compile(r"(?:\\approx|\u2248)\s*")
+_NAMED = re.compile(
+    r"(?:[A-Za-z]+|\\[a-z]+|[A-Za-z]_\{?\w\}?|[A-Za-z]\([a-z]\)|\([a-z](?:, ?[a-z])+\)|\\text\{[^{}]*\}) ?"
+    r"(?:=|\\approx|\u2248) ?(?P<value>[^=]*)"
+)
+LISTED = re.compile(r",|\\(?:text|mbox|mathrm|textrm)\{ ?(?:and|or) ?\}|\b(?:and|or)\b")
+_WRAPPED = re.compile(_TEXT + r"\{([^{}\\]*)\}")
+_WRAPPED_NUMBER = re.compile(_TEXT + r"\{([-+]?[\d.][^{}]*)\}")
+_LABEL = re.compile(r"\(([A-J])\) (?=\S)")
+_LETTER = re.compile(r"\(?([A-J])\)?")
 
 _DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
-_PLAIN = re.compile(rf"([+-]?) ?({_DECIMAL})(?:[eE]([+-]?\d{{1,3}}))?", re.ASCII)
+_PLAIN = re.compile(rf"([+-]?) ?({_DECIMAL}|\d{{1,3}}(?: \d{{3}})+)(?:[eE]([+-]?\d{{1,3}}))?", re.ASCII)
 _SLASH = re.compile(rf"([+-]?) ?({_DECIMAL}) ?/ ?({_DECIMAL})", re.ASCII)
-_FRAC = re.compile(r"([+-]?) ?\\[dt]?frac ?(?:\{ ?(-? ?\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))", re.ASCII)
-_MIXED = re.compile(r"([+-]?) ?(\d+)(?: (\d+) ?/ ?(\d+)| ?(\\[dt]?frac.*))", re.ASCII)
+_FRAC = re.compile(r"([+-]?) ?\\[cdt]?frac ?(?:\{ ?(-? ?\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))", re.ASCII)
+_MIXED = re.compile(r"([+-]?) ?(\d+)(?: (\d+) ?/ ?(\d+)| ?(\\[cdt]?frac.*))", re.ASCII)
+_REPEATING = re.compile(r"([+-]?) ?(\d*)\.(\d*)\\overline ?\{? ?(\d+) ?\}?", re.ASCII)
 
 
 def tidy(answer: str) -> str:
     r"""The text without layout, delimiters, currency and units; signs stay.
 
-    >>> tidy(r"\$-1{,}234.50 \text{ dollars}.")
-    '-1,234.50'
+    >>> tidy(r"\$-1{,}234.50 \text{ dollars}."), tidy("18 eggs"), tidy("5 million"), tidy(r"\sqrt{2} \approx 1.41")
+    ('-1,234.50', '18', '5 million', '\\sqrt{2}')
     """
     text = answer.replace("\u2212", "-").replace("{,}", ",")
     text = re.sub(r",\\!\s*", ",", text)
     text = _SPACES.sub(" ", _DROPPED.sub("", text)).strip()
     text = text.removesuffix(".").rstrip()
-    unit = _UNIT.search(text)
-    if unit and unit[1].strip().lower() not in MAGNITUDES:
-        text = text[: unit.start()]
-    return _UNIT_SIGN.sub("", text).strip()
+    if text.startswith("**") and text.endswith("**"):
+        text = text.strip("* ")
+    if match := _WRAPPED_NUMBER.fullmatch(text):
+        text = match[1].strip()
+    if match := _ABOUT.match(text):
+        text = text[match.end() :]
+    if not _NAMED.fullmatch(text):
+        text = _APPROXIMATE.sub("", text)
+    for unit in (_UNIT, _BARE_UNIT):
+        found = unit.search(text)
+        words = set(re.split(r"[ ./-]", found[1])) if found else set()
+        if found and not (UPRIGHT & words or NOT_UNITS & {name.lower() for name in words}):
+            text = text[: found.start()]
+    return _DEGREE.sub("", _PERCENT.sub("", text)).strip()
+
+
+def named_value(text: str, other: str) -> str:
+    """What an answer assigns to one name, where the other side assigns nothing: ``x = 5`` answers 5.
+
+    >>> named_value("x = 5", "5"), named_value("x = 1, x = -2", "1,-2"), named_value("x = 5", "x = 5")
+    ('5', '1, -2', 'x = 5')
+    """
+    if "=" in other or "\\approx" in other:
+        return text
+    if match := _NAMED.fullmatch(text):
+        return match["value"].strip()
+    parts = [part.strip() for part in LISTED.split(text)]
+    names = {part.partition("=")[0].strip() for part in parts}
+    if len(parts) > 1 and len(names) == 1 and re.fullmatch(r"[A-Za-z]", names.pop()):
+        return ", ".join(part.partition("=")[2].strip() for part in parts)
+    return text
+
+
+def choice(text: str) -> str:
+    r"""The letter of a multiple choice, A to J, in whatever dress; empty if it is none.
+
+    >>> choice(r"\textbf{(C)}"), choice("C"), choice("(B) 12"), choice("x"), choice("CAT")
+    ('C', 'C', 'B', '', '')
+    """
+    bare = _WRAPPED.sub(r"\1", text).strip()
+    match = _LETTER.fullmatch(bare) or _LABEL.match(bare)
+    return match[1] if match else ""
+
+
+def unlabeled(text: str) -> str:
+    r"""An answer without the letter of the choice before it.
+
+    >>> unlabeled(r"\textbf{(C)} 12"), unlabeled("(C)")
+    ('12', '(C)')
+    """
+    bare = _WRAPPED.sub(r"\1", text).strip()
+    return bare[match.end() :] if (match := _LABEL.match(bare)) else text
+
+
+def numbers(text: str) -> tuple[str, tuple[Fraction, ...]] | None:
+    r"""A list of exact numbers and its brackets; a set is sorted and without repeats. None if it is no such list.
+
+    A bare list is a set. Commas between digits group them where other commas are followed by a space.
+
+    >>> numbers("(1, 1/2)"), numbers(r"\{3,1,3\}") == numbers("1, 3"), numbers("1,000, 2") == numbers("2, 1000")
+    (('()', (Fraction(1, 1), Fraction(1, 2))), True, True)
+    """
+    if len(text) > MAX_LENGTH:
+        return None
+    brackets, inside = "{}", text
+    if text.startswith("\\{") and text.endswith("\\}"):
+        inside = text[2:-2]
+    elif text[:1] in "([" and text[-1:] in ")]":
+        brackets, inside = text[:1] + text[-1:], text[1:-1]
+    parts = re.split(r", " if ", " in inside else ",", inside)
+    values = [rational(part.strip()) for part in parts]
+    found = [value for value in values if value is not None]
+    if len(parts) < 2 or len(found) < len(parts):
+        return None
+    return brackets, tuple(sorted(set(found)) if brackets == "{}" else found)
 
 
 def rational(text: str) -> Fraction | None:
@@ -48,11 +145,17 @@ def rational(text: str) -> Fraction | None:
 
     >>> rational("023"), rational("8,000"), rational("11 5/6"), rational(r"-1\frac12"), rational("1,2")
     (Fraction(23, 1), Fraction(8000, 1), Fraction(71, 6), Fraction(-3, 2), None)
+    >>> rational("12 345"), rational(r"0.1\overline{6}")
+    (Fraction(12345, 1), Fraction(1, 6))
     """
     if len(text) > MAX_DIGITS:
         return None
     if match := _PLAIN.fullmatch(text):
         return _signed(match[1], _decimal(match[2]) * Fraction(10) ** int(match[3] or 0))
+    if match := _REPEATING.fullmatch(text):
+        fixed, cycle = match[2] + match[3], match[4]
+        ninths = (10 ** len(cycle) - 1) * 10 ** len(match[3])
+        return _signed(match[1], Fraction(int(fixed + cycle) - int(fixed or "0"), ninths))
     if match := _SLASH.fullmatch(text):
         bottom = _decimal(match[3])
         return _signed(match[1], _decimal(match[2]) / bottom) if bottom else None
@@ -131,10 +234,10 @@ def admits(text: str) -> bool:
             return False
         depth += (token[0] in "{([") - (token[0] in "})]")
         equals += token[0] == "="
-        if abs(depth) > MAX_DEPTH or equals > 1:  # a chain a = b = c has no one value
+        if not 0 <= depth <= MAX_DEPTH or equals > 1:  # a chain a = b = c has no one value
             return False
         position = token.end()
-    return True
+    return depth == 0
 
 
 def _admits_token(token: re.Match[str]) -> bool:
@@ -146,7 +249,7 @@ def _admits_token(token: re.Match[str]) -> bool:
 
 
 def _decimal(text: str) -> Fraction:
-    return Fraction(text.replace(",", "").rstrip(".") if text != "." else "0")
+    return Fraction(text.replace(",", "").replace(" ", "").rstrip("."))
 
 
 def _signed(sign: str, value: Fraction) -> Fraction:

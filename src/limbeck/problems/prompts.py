@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from limbeck.errors import ModelError
+from limbeck.problems.extract import THINK_TAG
 
 PROBE = "42"  # an answer that no template can take for markup
 
@@ -58,8 +59,12 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of sampled ids, without special tokens."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    """The text of ids without special tokens; think tags stay where a tokenizer counts them among these."""
+    tags = {token for token in tokenizer.all_special_tokens if THINK_TAG.fullmatch(token)}
+    if not tags:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    dropped = {int(str(tokenizer.convert_tokens_to_ids(t))) for t in tokenizer.all_special_tokens if t not in tags}
+    return str(tokenizer.decode([i for i in ids if i not in dropped]))
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None = None) -> tuple[int, ...]:

@@ -1,26 +1,26 @@
-"""Problems from files: JSONL or Parquet under any field names, GSM8K, MATH and AIME, each with a reference solution.
+"""Problems from files: any field names by a mapping, GSM8K, MATH, AIME and AMC, each with a reference solution.
 
-A damaged file is refused with the line at fault: a Git LFS pointer in place of data, text that is not JSON, a
-missing field, control characters where a backslash was lost, two problems of one id.
+A damaged file is refused with the line at fault: a missing field, control characters where a backslash was lost, two
+problems of one id, an answer that the set cannot have.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from limbeck.errors import DataError, nearest
+from limbeck.errors import ConfigError, DataError, nearest
+from limbeck.problems.extract import BOX, extract
+from limbeck.problems.files import Row, find_source, read_rows
+from limbeck.problems.normal import choice, rational, tidy
 from limbeck.types import Problem
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LOST_BACKSLASH = re.compile(r"\t(?:imes|heta|riangle|ext\{)|\r(?:ight|angle|ho\b)")
+PLACE = "{problem}"  # of a problem's text in a template
 CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's marks for a calculator; no model should learn to write them
 
 Solved = list[tuple[Problem, str]]
@@ -38,54 +38,57 @@ class Fields(NamedTuple):
 DEFAULT_FIELDS = Fields()
 
 
-class Row(NamedTuple):
-    """One record and where it stands, in the words of an error message."""
+def fields_named(given: Mapping[str, str]) -> Fields:
+    """A mapping as a user writes it: our name to the file's.
 
-    where: str
-    number: int
-    values: Mapping[str, Any]
-
-    def get(self, name: str) -> Any:
-        """The value of a field, dots for nesting.
-
-        Raises:
-            DataError: the row has no such field, or null in it.
-        """
-        value: Any = self.values
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if value is None:
-            raise DataError(f'{self.where}: a row needs the field "{name}". {nearest(name, self.values)}')
-        return value
-
-
-def read_rows(path: Path | str) -> Iterator[Row]:
-    """The records of a ``.jsonl`` or ``.parquet`` file, in order; blank lines are skipped.
+    >>> fields_named({"prompt": "question", "answer": "reward_model.ground_truth"})
+    Fields(prompt='question', answer='reward_model.ground_truth', id='', solution='')
 
     Raises:
-        DataError: no such file, a Git LFS pointer, another ending, a line that is not a JSON object.
+        ConfigError: a name that is not ours.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"a data file must exist, received {path}. Check the path.")
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise DataError(f"{path} must hold data, received a Git LFS pointer. Run: git lfs pull")
-    readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    if path.suffix not in readers:
-        raise DataError(
-            f"a data file must end in .jsonl or .parquet, received {path.name}. Convert it to one of these."
+    for name in given:
+        if name not in Fields._fields:
+            raise ConfigError(f'a problem has no field "{name}". {nearest(name, Fields._fields)}')
+    return Fields(**given)
+
+
+def asked_by(template: str, solved: Solved) -> Solved:
+    r"""Problems in the words that ask them: the template with a problem's text in place of ``{problem}``.
+
+    >>> one = Problem(id="a", prompt="What is 2 + 2?", answer="4", source="s")
+    >>> asked_by(r"{problem} Put the answer into \boxed{}.", [(one, "")])[0][0].prompt
+    'What is 2 + 2? Put the answer into \\boxed{}.'
+
+    Raises:
+        ConfigError: a template without ``{problem}``, or with several.
+    """
+    before, place, after = template.partition(PLACE)
+    if not place or PLACE in after:
+        raise ConfigError(
+            f"a template needs {PLACE} once, where a problem's text goes, received {template!r:.80}. Write it there."
         )
-    return readers[path.suffix](path)
+    return [(replace(problem, prompt=f"{before}{problem.prompt}{after}"), solution) for problem, solution in solved]
+
+
+def gold_of(answer: str) -> str:
+    r"""The bare answer of an answer field: what a worked solution boxes last or marks by ``####``, else the text.
+
+    >>> gold_of(r"so $x = \boxed{\frac12}$."), gold_of("3 + 4 = 7\n#### 7"), gold_of(" 12 ")
+    ('\\frac12', '7', '12')
+    """
+    if BOX.search(answer):
+        return extract(answer).answer
+    return answer.rpartition("####")[2].strip()
 
 
 def read_problems(
-    path: Path | str, fields: Fields = DEFAULT_FIELDS, *, allow: str = "\n\t\r", gold: Callable[[str], str] = str.strip
+    path: Path | str, fields: Fields = DEFAULT_FIELDS, *, allow: str = "\n\t\r", gold: Callable[[str], str] = gold_of
 ) -> Solved:
     """Problems and their reference solutions (empty where the file has none), in the file's order.
 
     Args:
-        path: a JSONL or Parquet file.
+        path: a file or folder, see :func:`limbeck.problems.files.find_source`.
         fields: which fields hold what; without an id field, ids are the file's name and the row's number.
         allow: control characters that this file legitimately contains.
         gold: makes the bare answer of the answer field's text.
@@ -94,11 +97,11 @@ def read_problems(
         DataError: what :func:`read_rows` refuses, a missing or empty field, control characters, ids that repeat,
             no problem at all.
     """
-    path = Path(path)
+    source = find_source(path).name
     out: Solved = []
     seen: dict[str, str] = {}
     for row in read_rows(path):
-        name = _text(row, fields.id) if fields.id else f"{path.stem}-{row.number:05d}"
+        name = _text(row, fields.id) if fields.id else f"{source}-{row.number:05d}"
         if name in seen:
             raise DataError(
                 f"{row.where}: ids must be unique, received {name!r} again, first in {seen[name]}. Rename one."
@@ -108,7 +111,7 @@ def read_problems(
         solution = _text(row, fields.solution) if fields.solution else ""
         _check_characters(row, prompt + answer, allow)
         try:
-            problem = Problem(id=name, prompt=prompt.strip(), answer=gold(answer), source=path.stem)
+            problem = Problem(id=name, prompt=prompt.strip(), answer=gold(answer), source=source)
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from error
         out.append((problem, solution))
@@ -118,9 +121,8 @@ def read_problems(
 
 
 def jsonl(path: Path | str) -> Solved:
-    """Fields ``prompt`` and ``answer``, and ``id`` and ``solution`` where the first row has them; JSONL or Parquet."""
-    first = next(iter(read_rows(path)), None)
-    present = first.values if first else {}
+    """Fields ``prompt`` and ``answer``, and ``id`` and ``solution`` where the first row has them."""
+    present = _first(path)
     return read_problems(path, Fields(**{name: name for name in ("id", "solution") if name in present}))
 
 
@@ -134,15 +136,19 @@ def gsm8k(path: Path | str) -> Solved:
 
 
 def math(path: Path | str) -> Solved:
-    """MATH and MATH-500: ``problem``, ``answer``, ``solution``, and ``unique_id`` where the first row has it."""
-    first = next(iter(read_rows(path)), None)
-    name = "unique_id" if first and "unique_id" in first.values else ""
-    return read_problems(path, Fields("problem", "answer", name, "solution"), allow="\n\t")
+    """MATH and MATH-500: ``problem``, ``solution``, and ``answer`` and ``unique_id`` where the first row has them.
+
+    Without ``answer``, the gold is what the solution boxes last.
+    """
+    present = _first(path)
+    answer = "answer" if "answer" in present else "solution"
+    name = "unique_id" if "unique_id" in present else ""
+    return read_problems(path, Fields("problem", answer, name, "solution"), allow="\n\t")
 
 
 def aime(path: Path | str) -> Solved:
-    """AIME: ``problem`` and ``answer``, an integer from 0 to 999, zero-padded or not; 15 or a multiple of it."""
-    solved = read_problems(path, Fields("problem", "answer"), allow="\n")
+    """AIME of any year: an integer from 0 to 999, zero-padded or not; 15 problems or a multiple of it."""
+    solved = read_problems(path, _contest_fields(path), allow="\n")
     for problem, _ in solved:
         if not re.fullmatch(r"\d{1,3}", problem.answer, re.ASCII):
             raise DataError(f"{problem.id}: an AIME answer is an integer from 0 to 999, received {problem.answer!r}.")
@@ -153,45 +159,42 @@ def aime(path: Path | str) -> Solved:
     return solved
 
 
-FORMATS: dict[str, Callable[[Path], Solved]] = {"jsonl": jsonl, "gsm8k": gsm8k, "math": math, "aime": aime}
+def amc(path: Path | str) -> Solved:
+    """AMC of any year: a number, or the letter A to E of a choice."""
+    solved = read_problems(path, _contest_fields(path), allow="\n\t")
+    for problem, _ in solved:
+        text = tidy(problem.answer)
+        if rational(text) is None and choice(text) not in ("A", "B", "C", "D", "E"):
+            raise DataError(f"{problem.id}: an AMC answer is a number or a letter A to E, received {problem.answer!r}.")
+    return solved
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
-                text = line[:60].decode("utf-8", "replace").rstrip()
-                raise DataError(f"{where}: a line must be JSON, received {text!r} ({error}). Mend the line.") from error
-            if not isinstance(values, dict):
-                raise DataError(
-                    f"{where}: a line must be a JSON object, received {line[:40].decode('utf-8', 'replace')!r}."
-                )
-            yield Row(where, number, values)
+FORMATS: dict[str, Callable[[Path | str], Solved]] = {
+    "jsonl": jsonl,
+    "gsm8k": gsm8k,
+    "math": math,
+    "aime": aime,
+    "amc": amc,
+}
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} must be a Parquet file, received {error}. Get the file again.") from error
-    number = 0
-    with file:
-        for batch in file.iter_batches():
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(f"{path}, row {number}", number, values)
+def _first(path: Path | str) -> Mapping[str, object]:
+    first = next(iter(read_rows(path)), None)
+    return first.values if first else {}
+
+
+def _contest_fields(path: Path | str) -> Fields:
+    """``problem`` or ``question``, and ``answer``, as the files in circulation spell them."""
+    present = _first(path)
+    prompt = next((n for n in ("problem", "question", "Problem", "Question") if n in present), "problem")
+    return Fields(prompt, "Answer" if "Answer" in present else "answer")
 
 
 def _text(row: Row, name: str) -> str:
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise DataError(f'{row.where}: "{name}" must be text or a number, received {str(value)[:60]!r}. Convert it.')
-    return str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _check_characters(row: Row, text: str, allow: str) -> None:

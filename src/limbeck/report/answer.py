@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from limbeck.report import summary
+from limbeck.report import dense, onpolicy, summary
 from limbeck.report.claims import claims
 from limbeck.report.summary import Closeness, Excess, Sentence, Verdict
 from limbeck.report.tables import LOSSES
 from limbeck.report.view import View
-from limbeck.report.words import number
+from limbeck.report.whole import Whole
+from limbeck.report.words import listed, number
 
 
 def sentences(view: View) -> list[Sentence]:
@@ -42,6 +43,8 @@ def _seeds(view: View) -> list[Sentence]:
 
 
 def _geometry(view: View) -> list[Sentence]:
+    if found := dense.sentences(Whole(view)):
+        return found
     reference = view.reference
     if reference is None:
         return []
@@ -73,4 +76,11 @@ def _excess(view: View, path: dict[str, Any]) -> Excess:
 
 
 def _published(view: View) -> list[Sentence]:
-    return summary.published([(claim.claim, claim.verdict) for claim in claims(view)])
+    whole = Whole(view)
+    if len(whole.main) > 1:
+        found, sources = dense.claims(whole), dense.printed()["source"]
+    elif onpolicy.named(view):
+        found, sources = onpolicy.claims(view), listed(list(onpolicy.printed()["sources"].values()))
+    else:
+        found, sources = claims(view), "arXiv 2606.23740"
+    return summary.published([(claim.claim, claim.verdict) for claim in found], sources)

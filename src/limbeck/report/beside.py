@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from limbeck.report.claims import claims, named, published
+from limbeck.report.claims import Claim, named, published
 from limbeck.report.parts import Cell, Sheet, Table
 from limbeck.report.view import Run, View
 from limbeck.report.words import NONE, bounds, compact, fixed, listed, number, percent, short
@@ -17,9 +17,8 @@ _NAMES = {
 }  # fmt: skip
 
 
-def pattern(view: View) -> Table | None:
+def pattern(found: Sequence[Claim]) -> Table | None:
     """Every published claim that the runs can test, with its verdict."""
-    found = claims(view)
     if not found:
         return None
     tones = {"reproduced": "up", "not reproduced": "down", "undecided": ""}

@@ -188,6 +188,9 @@ def _path_panel(view: View, path: dict[str, Any], scale: float, span: list[float
 
 
 _CURVES = (
+    ("reward", "mean reward of what the student wrote"),
+    ("kl_student_teacher_k3", "KL student to teacher (k3), nats"),
+    ("kl_student_reference_k3", "KL student to base (k3), nats"),
     ("nll", "NLL of the scored tokens, nats"),
     ("entropy", "entropy, nats"),
     ("update_norm", "norm of the update"),
@@ -202,7 +205,7 @@ def training(view: View) -> Figure | None:
     panels = [panel for key, title in _CURVES if (panel := _curves(view, runs, key, title)) is not None]
     if not panels:
         return None
-    keys = [key for key, _ in _CURVES]
+    keys = [key for key, _ in _CURVES if any(key in r for run in runs for r in view.results.training[run.id])]
     rows = [
         [run.id, r.get("step"), r.get("learning_rate"), *(r.get(k) for k in keys)]
         for run in runs

@@ -18,7 +18,7 @@ RUN_KEYS = (
     "run", "arm", "seed", "init_seed", "objective", "normalizer", "credit", "selection", "learning_rate", "items",
     "rows", "right_share", "steps", "epochs", "update_norm", "rollouts_digest", "init_digest", "adapter_digest",
     "seconds", "stop_norm", "pair_rule", "final_nll", "role", "knobs", "mixed_groups", "all_right_groups",
-    "all_wrong_groups", "rows_too_long", "batch_size",
+    "all_wrong_groups", "rows_too_long", "batch_size", "subspace", "rewards",
 )  # fmt: skip
 FILES = (
     "study.json", "arms.json", "comparison.json", "measurements.parquet", "paths.json", "training.json",
@@ -39,6 +39,8 @@ class Results:
     rollouts: dict[str, Any]
     samples: list[dict[str, Any]]
     provenance: dict[str, Any]
+    live: dict[str, Any]
+    frontier: dict[str, Any]
     missing: tuple[str, ...]
 
 
@@ -69,6 +71,8 @@ def load(folder: Path | str) -> Results:
         rollouts=_mapping(folder / "rollouts.json"),
         samples=_records(folder / "samples.json", ("problem_id", "prompt", "answer", "responses")),
         provenance=_mapping(folder / "provenance.json"),
+        live=_mapping(folder / "live.json"),
+        frontier=_mapping(folder / "frontier.json"),
         missing=missing,
     )
 

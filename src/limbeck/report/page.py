@@ -19,10 +19,28 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from limbeck.folders import plain
-from limbeck.report import answer, beside, figures, geometry_figures, matrix, tables
+from limbeck.report import (
+    answer,
+    beside,
+    contrasts,
+    controls,
+    dense,
+    figures,
+    frontier,
+    geometry_figures,
+    inside,
+    locking,
+    matrix,
+    onpolicy,
+    signals,
+    tables,
+    weights,
+)
+from limbeck.report.claims import claims
 from limbeck.report.load import load
 from limbeck.report.parts import Figure, Section, Widget, sheets_of
 from limbeck.report.view import View
+from limbeck.report.whole import Whole
 from limbeck.report.words import NONE, number, short
 
 
@@ -57,9 +75,11 @@ def build(results: Path, out: Path) -> Path:
 
 def compose(view: View) -> list[Section]:
     """All sections; one without data has a sentence in place of its parts."""
+    live = [_live(view)] if onpolicy.live_runs(view) else []
+    kl = [_frontier(view)] if view.results.frontier else []
     return [
-        _accuracy(view), _pairs(view), _direction(view), _subspaces(view), _size(view), _paths(view), _states(view),
-        _training(view), _samples(view), _published(view), _provenance(view),
+        _accuracy(view), _pairs(view), *kl, *live, *_whole(Whole(view)), _direction(view), _subspaces(view), _size(view),
+        _paths(view), _states(view), _training(view), _samples(view), _published(view), _provenance(view),
     ]  # fmt: skip
 
 
@@ -74,8 +94,47 @@ def _accuracy(view: View) -> Section:
 
 
 def _pairs(view: View) -> Section:
-    parts = [matrix.matrix(view)] if view.results.comparison.get("pairs") else []
+    parts = [matrix.matrix(view), tables.over_seeds(view)] if view.results.comparison.get("pairs") else []
     return _section("pairs", "Paired tests", parts, "No pair of arms was compared, so there is no paired test to show.")
+
+
+def _frontier(view: View) -> Section:
+    parts = [
+        frontier.figure(view), frontier.ends(view), contrasts.equal(view), frontier.epochs(view), contrasts.rise(view),
+        contrasts.beside(view), contrasts.survival(view), signals.signals(view), signals.tokens(view),
+    ]  # fmt: skip
+    lead = (
+        "ERPD-style: extreme policies from fixed rollouts (stage 1), read out as token signals and distilled into the base "
+        "under a trust region (stage 2). The source does not give the losses; everything here is our reading."
+    )
+    signalled = bool(view.results.frontier.get("signals"))
+    return _section("frontier", "Accuracy against KL", parts, "No KL was measured.", lead if signalled else "")
+
+
+def _whole(whole: Whole) -> list[Section]:
+    """Three sections of arms that train every weight, each where there is something to show."""
+    lead = (
+        "Every number of a paradigm's geometry stands beside what an update without structure scores on the same weights; what "
+        "differs between arms at equal steps is asked again at equal length."
+    )
+    given = [
+        ("weights", "Every weight, beside chance", [
+            weights.overview(whole), weights.over_chance(whole), weights.matched(whole), weights.localisation(whole),
+            weights.pairs(whole),
+        ]),
+        ("locking", "Subspaces and ranks on the way", [
+            locking.locking(whole), *(locking.curves(whole, side) for side in locking.SIDES), locking.ranks(whole),
+        ]),
+        ("controls", "Controls, and training inside a subspace", [
+            inside.table(whole), controls.table(whole), controls.figure(whole),
+        ]),
+    ]  # fmt: skip
+    sections = [_section(name, title, parts, "", lead if name == "weights" else "") for name, title, parts in given]
+    return [section for section in sections if section.parts]
+
+
+def _live(view: View) -> Section:
+    return _section("onpolicy", "On their own rollouts", [onpolicy.over_training(view), onpolicy.arms(view)], "")
 
 
 def _direction(view: View) -> Section:
@@ -119,7 +178,15 @@ def _samples(view: View) -> Section:
 
 
 def _published(view: View) -> Section:
-    parts = [beside.pattern(view), beside.accuracy(view), beside.quantities(view), beside.setup(view)]
+    whole = Whole(view)
+    if len(whole.main) > 1:
+        parts = [beside.pattern(dense.claims(whole)), dense.beside(whole), dense.setup(whole)]
+    elif view.results.frontier.get("signals"):
+        parts = [frontier.statements(view), frontier.accuracy(view)]
+    elif onpolicy.named(view):
+        parts = [beside.pattern(onpolicy.claims(view)), onpolicy.accuracy(view), onpolicy.setup(view)]
+    else:
+        parts = [beside.pattern(claims(view)), beside.accuracy(view), beside.quantities(view), beside.setup(view)]
     lead = (
         "Numbers in grey were printed by others, on another model, other data and another grader. They stand beside ours "
         "to compare patterns; no difference between a grey number and one of ours means anything."

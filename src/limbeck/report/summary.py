@@ -137,8 +137,8 @@ def training_variance(seeds: Mapping[str, int]) -> list[Sentence]:
         who = f" for every arm but {listed(repeated)}" if repeated else ""
         return [Sentence("limit", f"One seed{who}: no claim about training variance.")]
     text = (
-        f"{min(seeds.values())} seeds an arm: accuracies are compared at the first seed, over problems; "
-        "the other seeds show the spread of training."
+        f"{min(seeds.values())} seeds an arm: accuracies are compared here at the first seed, over problems; arms over "
+        "problems and seeds together in a table of their own."
     )
     return [Sentence("limit", text)]
 
@@ -257,10 +257,10 @@ def _excess(path: Excess) -> str:
     return f"{path.label} {fixed(path.value, 3)} ({bounds(path.low, path.high, 3)})"
 
 
-def published(verdicts: Sequence[tuple[str, str]]) -> list[Sentence]:
+def published(verdicts: Sequence[tuple[str, str]], source: str) -> list[Sentence]:
     """What of a published pattern came out again, what did not, and what could not be tested.
 
-    >>> published([("DPO is best", "not reproduced")])[0].text
+    >>> published([("DPO is best", "not reproduced")], "arXiv 2606.23740")[0].text
     'Published in arXiv 2606.23740 and NOT reproduced here: DPO is best.'
     """
     out = []
@@ -275,7 +275,7 @@ def published(verdicts: Sequence[tuple[str, str]]) -> list[Sentence]:
             if found == verdict
         ]
         if group:
-            out.append(Sentence("published", f"Published in arXiv 2606.23740 {words}: {'; '.join(group)}."))
+            out.append(Sentence("published", f"Published in {source} {words}: {'; '.join(group)}."))
         elif verdict == "not reproduced" and verdicts:
             text = f"Of {count(len(verdicts), 'published claim')} that these runs can test, none was contradicted."
             out.append(Sentence("published", text))

@@ -8,7 +8,7 @@ from typing import Any
 
 from limbeck.geometry import REASONS
 from limbeck.report.parts import Cell, Sheet, Table
-from limbeck.report.view import Pair, Run, View, band
+from limbeck.report.view import NOT_MEASURED, Pair, Run, View, band
 from limbeck.report.words import NONE, bounds, compact, fixed, number, p_value, percent, short
 from limbeck.types import Measurement
 
@@ -83,6 +83,40 @@ def _pair_cells(pair: Pair | None, alpha: float) -> list[Cell]:
         Cell(bounds(pair.low, pair.high, scale=100.0), pair.low),
         Cell(p_value(pair.p_holm).removeprefix("p ").removeprefix("= "), pair.p_holm),
     ]
+
+
+def over_seeds(view: View) -> Table | None:
+    """Arms compared over new problems and new training runs, where the study ran several seeds; else None."""
+    found = view.results.comparison.get("over_seeds")
+    if not found:
+        return None
+    labels = {run.arm: run.label for run in view.runs if run.lead}
+    rows = [
+        [
+            Cell(str(labels.get(p["a"], p["a"]))),
+            Cell(str(labels.get(p["b"], p["b"]))),
+            Cell(" and ".join(map(str, p["seeds"]))),
+            Cell(f"{'+' if p['difference'] > 0 else ''}{fixed(100 * p['difference'], 1)}", p["difference"]),
+            Cell(bounds(p["low"], p["high"], scale=100.0), p["low"]),
+            Cell(p_value(p["p_holm"]).removeprefix("p ").removeprefix("= "), p["p_holm"]),
+            Cell(fixed(100 * number(p["smallest_callable"]), 1), number(p["smallest_callable"])),
+        ]
+        for p in found["pairs"]
+    ]
+    keys = ("a", "b", "difference", "low", "high", "p", "p_holm", "p_bh", "smallest_callable", "test", "method")
+    level = f"{100 * (1 - view.alpha):g}"
+    return Table(
+        title="Arms over their seeds",
+        caption=(
+            "A minus b in points, averaged over seeds. Intervals and tests speak of new problems and new training runs "
+            "(Student's t with problems and seeds crossed); an arm of one seed, such as the base, adds no variance of "
+            "training. The last column is the smallest difference that the test alone could have called."
+            + "".join(f" {note[0].upper()}{note[1:]}." for note in found.get("notes", ()))
+        ),
+        head=["a", "b", "seeds", "points", f"{level} % interval", "Holm p", "callable, points"],
+        rows=rows,
+        sheet=Sheet("over_seeds", list(keys), [[p.get(key) for key in keys] for p in found["pairs"]]),
+    )
 
 
 def _left_out(facts: Mapping[str, Any]) -> str:
@@ -160,9 +194,10 @@ def _measured(row: Measurement, digits: int, *, null_digits: int | None = None) 
 
 
 def pairs_for_tables(view: View) -> list[tuple[Run, Run, bool]]:
-    """Pairs with the reference, then the seed pairs, which are marked, then all other lead pairs."""
+    """Pairs with the reference, then the seed pairs, which are marked, then all other lead pairs; those that were measured."""
     seeds = {frozenset((a.id, b.id)) for a, b in view.seed_pairs}
-    plain = [(a, b, False) for a, b in view.lead_pairs() if frozenset((a.id, b.id)) not in seeds]
+    met = [(a, b) for a, b in view.lead_pairs() if view.get("cosine", a.id, b.id) is not NOT_MEASURED]
+    plain = [(a, b, False) for a, b in met if frozenset((a.id, b.id)) not in seeds]
     near = [pair for pair in plain if view.reference in pair]
     return [*near, *((a, b, True) for a, b in view.seed_pairs), *(pair for pair in plain if pair not in near)]
 

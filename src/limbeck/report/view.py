@@ -19,7 +19,7 @@ from limbeck.types import Measurement, Null
 NUM_COLORS = 8
 _RECIPE = (
     "objective", "normalizer", "credit", "selection", "learning_rate", "pair_rule", "stop_norm", "rollouts_digest",
-    "init_seed", "knobs", "batch_size", "items",
+    "init_seed", "knobs", "batch_size", "items", "rewards",
 )  # fmt: skip
 NOT_MEASURED = Measurement(metric="", aggregation="", value=math.nan, unit="", reason="not_measured")
 
@@ -110,6 +110,20 @@ class View:
     def pair(self, a: str, b: str) -> Pair | None:
         """The comparison of two entries, seen from ``a``."""
         return self._pairs.get((a, b))
+
+    def over_seeds(self, a: str, b: str) -> dict[str, Any] | None:
+        """The comparison of two arms over problems and seeds, a minus b; None where the study made none."""
+        for row in (self.results.comparison.get("over_seeds") or {}).get("pairs", []):
+            if (row["a"], row["b"]) == (a, b):
+                return row
+            if (row["a"], row["b"]) == (b, a):
+                turned = {
+                    "difference": -number(row["difference"]),
+                    "low": -number(row["high"]),
+                    "high": -number(row["low"]),
+                }
+                return {**row, **turned, "a": a, "b": b}
+        return None
 
     def against(self, other: str, runs: Sequence[Run] | None = None) -> list[Pair]:
         """Comparisons of the given runs (all contenders) with one entry, in the order of the study."""

@@ -79,6 +79,7 @@ CREDITS: dict[str, Callable[..., Tensor]] = {
     "krafton": krafton,
     "max_rl": max_rl,
 }
+ODD = ("centred", "zscore", "loo")  # negative rewards, or 1 - r, give the negative of every advantage
 
 
 def assign(

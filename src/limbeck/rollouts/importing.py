@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck.errors import DataError
 from limbeck.folders import file_digest
+from limbeck.problems.files import Row, read_rows
 from limbeck.problems.grading import GRADER_ID, Outcome, grade_all
 from limbeck.problems.prompts import prompt_ids, response_ids, stop_ids, template_digest
-from limbeck.problems.sources import Row, read_rows
 from limbeck.types import Finish, Rollout, RolloutSet
 
 Prompt = str | list[dict[str, str]]
@@ -40,7 +40,7 @@ class Record(NamedTuple):
 
 
 def import_rollouts(
-    path: Path | str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, workers: int = 1
+    path: Path | str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, workers: int | None = None
 ) -> RolloutSet:
     """Read, tokenize and, where there is an answer but no reward, grade the responses of a file.
 
@@ -56,7 +56,7 @@ def import_rollouts(
         path: a ``.jsonl`` or ``.parquet`` file.
         tokenizer: of the model that will be trained.
         max_length: rows with more tokens, prompt and response together, are dropped and listed.
-        workers: processes for grading.
+        workers: processes for grading; one a core by default.
 
     Raises:
         DataError: what cannot be read, with file and line or row; no row within ``max_length``.
@@ -234,12 +234,13 @@ def _turns(row: Row, value: Any) -> list[dict[str, str]]:
     return [{"role": t["role"], "content": t["content"]} for t in value]
 
 
-def _rewards(records: Sequence[Record], workers: int) -> tuple[list[float], str]:
+def _rewards(records: Sequence[Record], workers: int | None) -> tuple[list[float], str]:
     """Given, graded or, for demonstrations, assumed; never a mixture within a file."""
     if all(r.reward is not None for r in records):
         return [float(r.reward or 0.0) for r in records], "given"
     if all(r.answer is not None for r in records):
-        grades = grade_all([r.response for r in records], [r.answer or "" for r in records], workers=workers)
+        prompts = [r.prompt if isinstance(r.prompt, str) else "" for r in records]
+        grades = grade_all([r.response for r in records], [r.answer or "" for r in records], prompts, workers=workers)
         return [float(g.outcome == Outcome.CORRECT) for g in grades], f"graded by {GRADER_ID}"
     lone = next(r for r in records if r.reward is None)
     if any(r.reward is not None or r.answer is not None for r in records):

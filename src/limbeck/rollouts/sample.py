@@ -1,26 +1,29 @@
 """Sampling from a causal language model in this process, with the exact log-prob of each sampled token.
 
-Our own decoding loop rather than ``generate``: log-probs come without keeping a (steps, vocabulary) tensor,
-finished rows leave the batch, and each row draws from a generator of its own, so that what is sampled for a
-problem depends neither on the batch it shared nor on the order of the work.
+Our own decoding loop (``decode.py``) rather than ``generate``: log-probs come without keeping a (steps, vocabulary)
+tensor, a prompt is read once for all of its samples, finished rows leave the batch, and each row draws from a generator
+of its own, so that what is sampled for a problem depends neither on the batch it shared nor on the order of the work.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from limbeck.errors import ConfigError, DataError, ModelError
+from limbeck.rollouts.decode import Decoded, decode
+from limbeck.rollouts.folding import folded
 from limbeck.types import Finish
 
-CACHE_TOLERANCE = 0.01  # nats, fp32
-COMPACT_BELOW = 0.75  # finished rows are dropped once this share of the batch is left; each drop copies the cache
+CACHE_TOLERANCE, NARROW_TOLERANCE = 0.01, 0.5  # nats: fp32, and bf16 or fp16; a model that forgets is off by several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,12 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """Sampled ids (the stop token included), their log-probs at the sampling temperature, and why it ended."""
+    """Sampled ids (the stop token included), their log-probs, and why it ended.
+
+    ``logprobs`` are those of the distribution that was drawn from, logits divided by ``sampling_temperature`` (greedy: by
+    1), over the whole vocabulary. An importance ratio is right with a student scored at that same temperature, and with
+    no other; at temperature 1 that is the student itself.
+    """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -55,7 +63,7 @@ class Completion:
 
 
 def complete(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     prompts: Sequence[Sequence[int]],
     keys: Sequence[str],
     decoding: Decoding,
@@ -75,7 +83,7 @@ def complete(
 
     Raises:
         DataError: an empty prompt, or one that leaves no room in the model's context.
-        ModelError: the model does not decode with a cache as it reads in one pass.
+        ModelError: the model does not decode with a cache as it reads in one pass, or its logits are not finite.
     """
     context = getattr(model.config, "max_position_embeddings", None)
     for key, prompt in zip(keys, prompts, strict=True):
@@ -84,12 +92,17 @@ def complete(
                 f"prompt {key!r} must have 1 to {context} - max_new_tokens = {decoding.max_new_tokens} tokens, received "
                 f"{len(prompt)}. Lower max_new_tokens or drop the problem."
             )
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # equal lengths together: less padding
+    order = sorted(
+        range(len(prompts)), key=lambda i: (len(prompts[i]), *prompts[i])
+    )  # less padding; equal ones together
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.long)
     out: dict[int, Completion] = {}
     for begin in range(0, len(order), decoding.batch_size):
         rows = order[begin : begin + decoding.batch_size]
         uniforms = torch.stack([_stream(decoding, keys[i]) for i in rows])
-        done = _decode_batch(model, [prompts[i] for i in rows], uniforms, decoding, torch.tensor(sorted(stop_ids)))
+        with folded(model):
+            decoded = decode(model, [tuple(prompts[i]) for i in rows], uniforms, decoding.sampling_temperature, stops)
+        done = _completions(decoded)
         if not out:
             _check_cache(model, prompts[rows[0]], done[0], decoding)
         out.update(zip(rows, done, strict=True))
@@ -97,94 +110,41 @@ def complete(
     return [out[i] for i in range(len(prompts))]
 
 
-@torch.inference_mode()
-def _decode_batch(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    uniforms: Float[Tensor, "batch steps"],
-    decoding: Decoding,
-    stop_ids: Int[Tensor, " stops"],
-) -> list[Completion]:
-    device = model.device
-    stop_ids, uniforms = stop_ids.to(device), uniforms.to(device)
-    ids, attention = left_pad(prompts)
-    ids, attention = ids.to(device), attention.to(device)
-    positions = (attention.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    rows = torch.arange(len(prompts), device=device)  # which prompt each live row of the cache belongs to
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    tokens = torch.zeros(len(prompts), decoding.max_new_tokens, dtype=torch.long, device=device)
-    logprobs = torch.zeros(len(prompts), decoding.max_new_tokens, device=device)
-    lengths = torch.full((len(prompts),), decoding.max_new_tokens, device=device)
-    stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    for step in range(decoding.max_new_tokens):
-        output = model(
-            input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
-        token, logprob = _draw(output.logits[:, -1].float(), decoding.sampling_temperature, uniforms[rows, step])
-        tokens[rows[alive], step], logprobs[rows[alive], step] = token[alive], logprob[alive]
-        ended = alive & torch.isin(token, stop_ids)
-        lengths[rows[ended]], stopped[rows[ended]] = step + 1, True
-        alive = alive & ~ended
-        if not alive.any():
-            break
-        positions = positions[:, -1:] + 1
-        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
-        ids = token[:, None]
-        if alive.float().mean() < COMPACT_BELOW:
-            kept = alive.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            rows, ids, attention, positions = rows[kept], ids[kept], attention[kept], positions[kept]
-            alive = alive[kept]
-    return [
+def _completions(decoded: Decoded) -> list[Completion]:
+    columns = zip(*(column.tolist() for column in decoded), strict=True)
+    done = [
         Completion(
-            ids=tuple(tokens[i, : lengths[i]].tolist()),
-            logprobs=tuple(logprobs[i, : lengths[i]].tolist()),
-            finish=Finish.STOP if stopped[i] else Finish.LENGTH,
+            ids=tuple(tokens[:length]),
+            logprobs=tuple(logprobs[:length]),
+            finish=Finish.STOP if stopped else Finish.LENGTH,
         )
-        for i in range(len(prompts))
+        for tokens, logprobs, length, stopped in columns
     ]
+    broken = sum(not all(map(math.isfinite, completion.logprobs)) for completion in done)
+    if broken:
+        raise ModelError(
+            f"logits must be finite while decoding, received NaN or infinity in {broken} of {len(done)} rows. Look at the "
+            "weights: a run that diverged, or numbers too narrow for the model, leaves such."
+        )
+    return done
 
 
 @torch.inference_mode()
-def _check_cache(model: PreTrainedModel, prompt: Sequence[int], completion: Completion, decoding: Decoding) -> None:
+def _check_cache(
+    model: PreTrainedModel | PeftModel, prompt: Sequence[int], completion: Completion, decoding: Decoding
+) -> None:
     """Read one completion again in one pass: a model that ignores the cache, or left padding, would not agree."""
     ids = torch.tensor([[*prompt, *completion.ids]], device=model.device)
     scaled = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float() / (decoding.sampling_temperature or 1.0)
     again = scaled.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
     gap = (again.cpu() - torch.tensor(completion.logprobs)).abs().max().item()
-    if not gap <= CACHE_TOLERANCE:
+    narrow = model.dtype != torch.float32 or torch.is_autocast_enabled(model.device.type)
+    allowed = NARROW_TOLERANCE if narrow else CACHE_TOLERANCE
+    if not gap <= allowed:
         raise ModelError(
-            f"log-probs while decoding must be those of one pass over the text within {CACHE_TOLERANCE} nats, received a gap "
+            f"log-probs while decoding must be those of one pass over the text within {allowed} nats, received a gap "
             f"of {gap:.2g}. {type(model).__name__} cannot be decoded here with a key-value cache and left padding."
         )
-
-
-def left_pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
-    """Ids padded on the left with 0 and the attention mask from lengths, never from an id.
-
-    >>> left_pad([[5], [6, 7]])[1].tolist()
-    [[0, 1], [1, 1]]
-    """
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(r)) + list(r) for r in rows])
-    attention = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
-    return ids, attention
-
-
-def _draw(
-    logits: Float[Tensor, "batch vocab"], sampling_temperature: float, uniform: Float[Tensor, " batch"]
-) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Greedy or inverse-CDF choice, and its log-prob under the distribution that was sampled from."""
-    scaled = logits / sampling_temperature if sampling_temperature > 0 else logits
-    logprobs = scaled.log_softmax(-1)
-    if sampling_temperature == 0:
-        token = logits.argmax(-1)
-    else:
-        cumulative = logprobs.double().exp().cumsum(-1)
-        token = torch.searchsorted(cumulative, uniform[:, None].double() * cumulative[:, -1:], right=True)[:, 0]
-        token = token.clamp(max=logits.shape[-1] - 1)
-    return token, logprobs.gather(1, token[:, None])[:, 0]
 
 
 def _stream(decoding: Decoding, key: str) -> Float[Tensor, " steps"]:

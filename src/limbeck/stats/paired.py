@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -115,8 +116,9 @@ def paired_difference(
 ) -> Estimate:
     """Accuracy of ``a`` minus accuracy of ``b`` on the same problems, in [-1, 1], with its interval.
 
-    One sample a problem: Tango's score interval. Several: bootstrap over problems of the differences; where every
-    problem has the same difference, Tango's at the expected cells (a bootstrap would claim a width of 0).
+    One sample a problem: Tango's score interval. Several: studentized bootstrap over problems of the differences,
+    within [-1, 1]; where every problem has the same difference, Tango's at the expected cells (a bootstrap would claim a
+    width of 0).
 
     Args:
         a: outcomes of one arm, rows in the order of the problem ids.
@@ -133,7 +135,8 @@ def paired_difference(
     if scale == 1 or (differences.size > 1 and np.ptp(differences) == 0):
         up, down = float(differences.clip(min=0).sum()), float(-differences.clip(max=0).sum())
         return tango(up, down, differences.size, level=level)
-    return item_bootstrap(differences, seed=seed, level=level, draws=draws)
+    wide = item_bootstrap(differences, seed=seed, level=level, draws=draws)
+    return replace(wide, low=max(wide.low, -1.0), high=min(wide.high, 1.0))
 
 
 def tango(a_only: float | int, b_only: float | int, n: int, *, level: float = 0.95) -> Estimate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,17 @@ from limbeck.stats.intervals import mean_of_items, undefined
 from limbeck.types import Estimate, Score, ScoreTable
 
 
-def avg_at_k(table: ScoreTable, *, seed: int, level: float = 0.95) -> Estimate:
+def avg_at_k(table: ScoreTable, *, level: float = 0.95) -> Estimate:
     """Share of right samples, averaged over problems; with one sample a problem plain accuracy.
 
     Args:
         table: k samples a problem.
-        seed: of the bootstrap over problems.
         level: coverage, in (0, 1).
     """
-    return mean_of_items(_rates(table), seed=seed, level=level)
+    return mean_of_items(_rates(table), level=level)
 
 
-def pass_at_k(table: ScoreTable, k: int, *, seed: int, level: float = 0.95) -> Estimate:
+def pass_at_k(table: ScoreTable, k: int, *, level: float = 0.95) -> Estimate:
     """Chance that at least one of ``k`` samples is right, unbiased from n >= k samples a problem.
 
     Per problem with c of n right: 1 - C(n - c, k) / C(n, k). NaN with a reason where n < k.
@@ -37,30 +36,35 @@ def pass_at_k(table: ScoreTable, k: int, *, seed: int, level: float = 0.95) -> E
         raise ConfigError(f"pass@k needs k >= 1, received {k}.")
     if num_samples < k:
         reason = f"pass@{k} needs {k} samples a problem, the table has {num_samples}"
-        return undefined(f"pass@{k}", len(table.problem_ids), level, reason, seed)
+        return undefined(f"pass@{k}", len(table.problem_ids), level, reason)
     right = table.correct.sum(1).tolist()
     values = [1.0 - math.comb(num_samples - c, k) / math.comb(num_samples, k) for c in right]
-    return mean_of_items(values, seed=seed, level=level)
+    return mean_of_items(values, level=level)
 
 
-def maj_at_k(table: ScoreTable, *, seed: int, level: float = 0.95) -> Estimate:
+def maj_at_k(table: ScoreTable, *, ballot: Callable[[str], str] = str, level: float = 0.95) -> Estimate:
     """Accuracy of the most frequent extracted answer of all k samples.
 
     Samples without an answer do not vote. A tie counts as its expectation under a random choice among the tied
-    answers. Answers vote as written: ``1/2`` and ``0.5`` are two answers.
+    answers.
+
+    Args:
+        table: k samples a problem.
+        ballot: what an answer votes for; by default its text as written, in which ``1/2`` and ``0.5`` are two.
+        level: coverage, in (0, 1).
     """
     groups: dict[str, list[Score]] = {name: [] for name in table.problem_ids}
     for score in table.scores:
         groups[score.problem_id].append(score)
-    return mean_of_items([_majority(groups[name]) for name in table.problem_ids], seed=seed, level=level)
+    return mean_of_items([_majority(groups[name], ballot) for name in table.problem_ids], level=level)
 
 
-def _majority(scores: Sequence[Score]) -> float:
-    votes = Counter(s.extracted for s in scores if s.extracted)
+def _majority(scores: Sequence[Score], ballot: Callable[[str], str]) -> float:
+    votes = Counter(ballot(s.extracted) for s in scores if s.extracted)
     if not votes:
         return 0.0
     tied = [answer for answer, num in votes.items() if num == max(votes.values())]
-    right = {s.extracted for s in scores if s.correct}
+    right = {ballot(s.extracted) for s in scores if s.correct}
     return sum(answer in right for answer in tied) / len(tied)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,24 @@ from limbeck.geometry.table import read_measurements, write_measurements
 from limbeck.problems.prompts import text_of
 from limbeck.rollouts.select import is_right
 from limbeck.rollouts.store import read_rollouts
+from limbeck.stats.passk import pass_at_k
 from limbeck.studies.config import StudyConfig
+from limbeck.studies.frontier import frontier
 from limbeck.studies.inputs import read_problems
 from limbeck.studies.plan import Step, run_name
 from limbeck.studies.runner import read_seconds
 from limbeck.train.models import load_tokenizer
 from limbeck.train.record import read_metrics
-from limbeck.types import Finish, Rollout, RolloutSet
+from limbeck.types import Finish, Measurement, Rollout, RolloutSet
 
 MAX_SAMPLES = 300  # problems in the sample browser
 MAX_EXAMPLES = 24  # rollout groups shown
 TRAINING_COLUMNS = ("step", "loss", "nll", "entropy", "learning_rate", "grad_norm", "update_norm")
+LIVE_COLUMNS = (
+    "reward", "signal_share", "response_tokens", "truncated_share", "kl_student_teacher_k3", "kl_student_reference_k3",
+    "teacher_agreement", "clipped_low", "clipped_high", "rollouts_sampled",
+)  # fmt: skip
+PASS_KS = (1, 8)
 MAX_POINTS = 400  # of a training curve
 
 
@@ -50,9 +58,8 @@ def collect(
     """
     runs = {run_name(a.name, s): (a, s) for a in config.arms for s in config.seeds_of(a)}
     rollout_set = read_rollouts(folders["rollouts"])
-    rows = read_measurements(folders["measure"] / "measurements.parquet")
-    if "cka" in folders:
-        rows += read_measurements(folders["cka"] / "measurements.parquet")
+    measured = [step.name for step in steps if step.kind in ("measure", "weights", "trajectory", "cka")]
+    rows = [row for name in measured for row in _measured(folders[name])]
     with publish(out, kind="results", overwrite=True) as temporary:
         write_json(temporary / "study.json", _study(config))
         write_json(temporary / "arms.json", [_arm(folders[f"train/{run}"], run, *runs[run]) for run in runs])
@@ -60,6 +67,9 @@ def collect(
         paths = [read_json(folders[step.name] / "path.json") for step in steps if step.kind == "path"]
         write_json(temporary / "paths.json", [line for path in paths for line in path])
         write_json(temporary / "training.json", {run: _curve(folders[f"train/{run}"]) for run in runs})
+        write_json(temporary / "live.json", _live(config, steps, folders))
+        if config.kl:
+            write_json(temporary / "frontier.json", frontier(config, steps, folders))
         write_json(temporary / "rollouts.json", _rollouts(config, rollout_set))
         write_json(temporary / "samples.json", _samples(config, folders))
         times = read_seconds(folders["rollouts"].parent)
@@ -77,6 +87,10 @@ def collect(
         write_json(temporary / "provenance.json", provenance)
         write_measurements(temporary / "measurements.parquet", rows)
     return out
+
+
+def _measured(folder: Path) -> list[Measurement]:
+    return read_measurements(folder / "measurements.parquet")
 
 
 def _study(config: StudyConfig) -> dict[str, Any]:
@@ -109,7 +123,7 @@ def _arm(folder: Path, run: str, arm: Any, seed: int) -> dict[str, Any]:
     stated = (
         "objective", "normalizer", "credit", "items", "rows", "right_share", "steps", "epochs", "update_norm",
         "rollouts_digest", "init_digest", "adapter_digest", "seconds", "pair_rule", "mixed_groups",
-        "all_right_groups", "all_wrong_groups", "rows_too_long",
+        "all_right_groups", "all_wrong_groups", "rows_too_long", "subspace",
     )  # fmt: skip
     return {
         "run": run,
@@ -119,7 +133,7 @@ def _arm(folder: Path, run: str, arm: Any, seed: int) -> dict[str, Any]:
         **{name: facts.get(name) for name in stated},
         **{
             name: settings[name]
-            for name in ("init_seed", "selection", "learning_rate", "stop_norm", "knobs", "batch_size")
+            for name in ("init_seed", "selection", "learning_rate", "stop_norm", "knobs", "batch_size", "rewards")
         },
         "final_nll": metrics[-1].get("nll") if metrics else None,
     }
@@ -128,7 +142,40 @@ def _arm(folder: Path, run: str, arm: Any, seed: int) -> dict[str, Any]:
 def _curve(folder: Path) -> list[dict[str, Any]]:
     lines = read_metrics(folder / "metrics.jsonl")
     stride = max(1, -(-len(lines) // MAX_POINTS))
-    return [{name: line.get(name) for name in TRAINING_COLUMNS} for line in lines[::stride]]
+    live = tuple(name for name in LIVE_COLUMNS if any(name in line for line in lines))
+    return [{name: line.get(name) for name in (*TRAINING_COLUMNS, *live)} for line in lines[::stride]]
+
+
+def _live(config: StudyConfig, steps: Sequence[Step], folders: dict[str, Path]) -> dict[str, Any]:
+    """What live arms are asked besides: pass@k of every table, what was tuned on what, where the time of a step went."""
+    tables = {
+        name.removeprefix("eval/"): read_table(path) for name, path in folders.items() if name.startswith("eval/")
+    }
+    rates = {
+        name: {f"pass@{k}": asdict(pass_at_k(table, k)) for k in PASS_KS if k <= table.correct.shape[1]}
+        for name, table in tables.items()
+    }
+    runs = {
+        run_name(arm.name, seed): _spent(read_metrics(folders[f"train/{run_name(arm.name, seed)}"] / "metrics.jsonl"))
+        for arm in config.arms
+        if arm.live is not None
+        for seed in config.seeds_of(arm)
+    }
+    tuned = {
+        step.name.removeprefix("tune/"): read_json(folders[step.name] / "tuning.json")
+        for step in steps
+        if step.kind == "tune"
+    }
+    return {"pass": rates, "runs": runs, "tuning": tuned}
+
+
+def _spent(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of one live run: rollouts sampled, seconds by part, and the last distances that were measured."""
+    parts = sorted({name for line in lines for name in line if name.startswith("seconds")})
+    distances = ("kl_student_teacher_k3", "kl_student_reference_k3", "teacher_agreement", "reward")
+    last = {name: next((line[name] for line in reversed(lines) if name in line), None) for name in distances}
+    rollouts = sum(line["rollouts_sampled"] for line in lines)
+    return {"rollouts": rollouts, **{p: round(sum(x.get(p, 0.0) for x in lines), 2) for p in parts}, "last": last}
 
 
 def _rollouts(config: StudyConfig, rollout_set: RolloutSet) -> dict[str, Any]:

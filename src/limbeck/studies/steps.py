@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import folders
+from limbeck.batches.distributions import write_hidden
 from limbeck.batches.score import score_rollouts, write_scores
-from limbeck.config import TrainConfig, parse
-from limbeck.evals.apply import applied
+from limbeck.config import LiveConfig, RunConfig, SubspaceConfig, TrainConfig, parse
+from limbeck.evals.checkpoints import opened, scorer_digest
 from limbeck.evals.evaluate import evaluate
 from limbeck.evals.tables import read_table, write_table
 from limbeck.geometry.adapters import read_adapter
@@ -17,13 +18,15 @@ from limbeck.geometry.suite import measure
 from limbeck.geometry.table import write_measurements
 from limbeck.rollouts.sample import Decoding
 from limbeck.rollouts.store import read_rollouts, write_rollouts
-from limbeck.stats.compare import compare
+from limbeck.stats.compare import Arm, compare
+from limbeck.studies.chains import account_kl, kept, merge, read_signal, result, under
 from limbeck.studies.inputs import read_any_rollouts, read_problems
 from limbeck.studies.representation import compare_states
 from limbeck.studies.sampling import sample_rollouts
 from limbeck.studies.walk import walk
+from limbeck.studies.weights import follow_runs, measure_weights
 from limbeck.train.models import load_model, load_tokenizer, model_digest
-from limbeck.train.run import RunConfig, check, train
+from limbeck.train.run import check, train
 
 Params = dict[str, Any]
 Inputs = dict[str, Path]
@@ -48,32 +51,35 @@ def rollouts(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
         write_rollouts(read_any_rollouts(Path(params["path"]), params["tokenizer"]), out)
         return
     problems = [problem for problem, _ in read_problems(params["problems"])]
-    tokenizer = load_tokenizer(params["teacher"])
+    writer = str(inputs["model"]) if "model" in inputs else params["teacher"]
+    tokenizer = load_tokenizer(writer)
     decoding = Decoding(
         **{name: params[name] for name in ("sampling_temperature", "max_new_tokens", "batch_size", "seed")}
     )
     rollout_set = sample_rollouts(
-        load_model(params["teacher"]),
+        load_model(writer),
         tokenizer,
         problems,
         decoding,
         samples=params["samples"],
-        source={"model": params["teacher"], "model_digest": model_digest(params["teacher"])},
+        source={"model": params.get("by") or params["teacher"], "model_digest": model_digest(writer)},
         advance=_counter(tell, len(problems) * params["samples"]),
     )
     write_rollouts(rollout_set, out)
 
 
 def score(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
-    """Log-probs of a frozen model on every rollout."""
+    """What a frozen model, or a result, says of every rollout: log-probs, or hidden states with its head."""
     rollout_set = read_rollouts(inputs["rollouts"])
-    scores = score_rollouts(
-        load_model(params["base"]),
-        rollout_set.rollouts,
-        token_budget=params["token_budget"],
-        advance=_counter(tell, len(rollout_set)),
-    )
-    write_scores(out, rollout_set, scores, model_digest=model_digest(params["base"]))
+    passes = {"token_budget": params["token_budget"], "advance": _counter(tell, len(rollout_set))}
+    with opened(result(params, inputs)) as checkpoint:
+        digest, model = scorer_digest(checkpoint.identity), checkpoint.model
+        if "keep" in params:
+            tokens = checkpoint.tokenizer.get_vocab()
+            num_ids, facts = max(tokens.values()) + 1, {"token_map_digest": folders.digest_of(tokens)}
+            write_hidden(out, rollout_set, model, model_digest=digest, num_ids=num_ids, facts=facts, **passes)
+            return
+        write_scores(out, rollout_set, score_rollouts(model, rollout_set.rollouts, **passes), model_digest=digest)
 
 
 def train_arm(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
@@ -86,31 +92,74 @@ def train_arm(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
         rows = folders.read_manifest(inputs["items_of"], "run")["rows"]
         items = max(rows // 2, 1) if check(settings).unit == "pair" else rows
         settings = settings.model_copy(update={"max_items": items})
-    scores = {role: str(path) for role, path in inputs.items() if role.endswith("_logprobs")}
-    config = RunConfig(base=params["base"], rollouts=str(inputs["rollouts"]), scores=scores, train=settings)
+    if "tuned" in inputs:
+        tuned = folders.read_json(inputs["tuned"] / "tuning.json")
+        settings = settings.model_copy(update={"knobs": {**settings.knobs, tuned["knob"]: tuned["chosen"]}})
+    if "subspace" in inputs:
+        settings = settings.model_copy(update={"subspace": _directions(settings, params, inputs)})
+    live = parse(LiveConfig, params["live"], where="live") if "live" in params else None
+    if live and "teacher" in inputs:
+        live = live.model_copy(update={"teacher": str(inputs["teacher"])})
+    config = RunConfig(
+        base=under(params, inputs),
+        anchor=params.get("anchor", ""),
+        rollouts=str(inputs["rollouts"]) if "rollouts" in inputs else "",
+        scores={n: str(p) for n, p in inputs.items() if n == "signal" or n.endswith(("_logprobs", "_logits"))},
+        train=settings,
+        live=live,
+    )
     train(config, out, advance=_counter(tell, settings.num_steps))
 
 
+def _directions(settings: TrainConfig, params: Params, inputs: Inputs) -> SubspaceConfig:
+    """Where the arm that a subspace is of left its result, and what it started from."""
+    given = settings.subspace
+    assert given is not None  # the plan has read it
+    of = kept(inputs["subspace"], params.get("subspace_at"))
+    against = str(inputs["subspace_base"]) if "subspace_base" in inputs else params["base"]
+    return given.model_copy(update={"of": str(of), "against": against})
+
+
+def tune(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
+    """The value of a grid whose run answered most problems; of equals the first."""
+    found = {value: float(read_table(inputs[f"{value:g}"]).correct.double().mean()) for value in params["grid"]}
+    chosen = max(found, key=found.__getitem__)
+    with folders.publish(out, kind="tuning") as temporary:
+        rows = [{"value": value, "accuracy": accuracy} for value, accuracy in found.items()]
+        folders.write_json(temporary / "tuning.json", {"knob": params["knob"], "chosen": chosen, "grid": rows})
+
+
 def evaluate_checkpoint(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
-    """Greedy answers of the base, or of the base with a run's adapter on it."""
+    """Answers of the base, or of a run, be it an adapter on the base or a whole model."""
     problems = [problem for problem, _ in read_problems(params["problems"])]
-    delta = read_adapter(inputs["run"], name=params["name"]) if "run" in inputs else None
-    decoding = Decoding(max_new_tokens=params["max_new_tokens"], batch_size=params["batch_size"])
-    with applied(load_model(params["base"]), delta) as model:
+    samples = params.get("samples", 1)
+    decoding = Decoding(
+        max_new_tokens=params["max_new_tokens"],
+        batch_size=params["batch_size"],
+        sampling_temperature=params.get("sampling_temperature", 0.0),
+    )
+    with opened(result(params, inputs)) as checkpoint:
         table = evaluate(
-            model,
-            load_tokenizer(params["base"]),
+            checkpoint.model,
+            checkpoint.tokenizer,
             problems,
             decoding,
             name=params["name"],
-            advance=_counter(tell, len(problems)),
+            num_samples=samples,
+            identity=checkpoint.identity,
+            advance=_counter(tell, len(problems) * samples),
         )
     write_table(table, out)
 
 
 def compare_tables(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
-    """Paired tests over all score tables, in the order given."""
-    result = compare([read_table(path) for path in inputs.values()], alpha=params["alpha"])
+    """Paired tests over all score tables, in the order given, and over the arms where some have several seeds."""
+    tables = {name: read_table(path) for name, path in inputs.items()}
+    result = compare(list(tables.values()), alpha=params["alpha"])
+    if arms := params.get("arms"):
+        untrained = {name: [name] for name in ("base", "teacher") if name in tables}
+        grouped = [Arm(name, tuple(tables[run] for run in runs)) for name, runs in (untrained | arms).items()]
+        result["over_seeds"] = compare(grouped, alpha=params["alpha"])
     with folders.publish(out, kind="comparison") as temporary:
         folders.write_json(temporary / "comparison.json", result)
 
@@ -129,9 +178,15 @@ KINDS: dict[str, Callable[[Params, Inputs, Path, Tell], None]] = {
     "rollouts": rollouts,
     "score": score,
     "train": train_arm,
+    "tune": tune,
     "eval": evaluate_checkpoint,
     "compare": compare_tables,
     "measure": measure_runs,
+    "weights": measure_weights,
+    "trajectory": follow_runs,
     "path": walk,
     "cka": compare_states,
+    "merge": merge,
+    "signal": read_signal,
+    "kl": account_kl,
 }

@@ -60,8 +60,8 @@ def _in_order(items: list[Item], table: Any) -> Float[Tensor, " items"]:
 
 def _line(ends: dict[str, str], name: str, alphas: list[float], grid: Float[Tensor, "points items"]) -> dict[str, Any]:
     found: Barrier = barrier(alphas, grid, rng=np.random.default_rng(0), higher_is_better=name == "accuracy")
-    interval = mean_of_items if name == "accuracy" else item_bootstrap
-    means = [interval(row.numpy(), seed=0) for row in grid]
+    rows = [row.numpy() for row in grid]
+    means = [mean_of_items(row) if name == "accuracy" else item_bootstrap(row, seed=0) for row in rows]
     return {
         **ends,
         "loss": name,

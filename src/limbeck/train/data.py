@@ -13,6 +13,7 @@ from limbeck.config import TrainConfig
 from limbeck.errors import ConfigError, DegenerateError
 from limbeck.objectives import inputs
 from limbeck.rollouts import credit, select
+from limbeck.rollouts.relabel import relabelled
 from limbeck.types import Objective, RolloutSet
 
 
@@ -28,7 +29,7 @@ def prepare(
     config: TrainConfig,
     objective: Objective,
     rollout_set: RolloutSet,
-    scores: Mapping[str, Sequence[Sequence[float]]],
+    scores: Mapping[str, Sequence],
     *,
     context: int | None,
 ) -> Prepared:
@@ -38,12 +39,15 @@ def prepare(
         config: selection, pair rule, credit, limits.
         objective: its signature decides which columns are needed.
         rollout_set: all rollouts; credit is assigned before any row is dropped.
-        scores: name of a per-token input to one list per rollout, in the order of ``rollout_set``.
+        scores: name of a per-token input to one list (or tensor) per rollout, in the order of ``rollout_set``.
         context: the model's longest row in tokens, if it has one.
 
     Raises:
         DegenerateError: nothing is left to train on, with the counts.
     """
+    rule = config.credit or objective.credit
+    _check_mirror(config, objective, rule)
+    rollout_set = relabelled(rollout_set, config.rewards, seed=config.data_seed)
     rollouts = rollout_set.rollouts
     limit = min(x for x in (config.max_length, context, 1 << 30) if x)
     fits = [len(r.prompt_ids) + len(r.response_ids) <= limit for r in rollouts]
@@ -53,12 +57,11 @@ def prepare(
             f"a run needs at least one trainable row, received 0 of {len(rollouts)}: the longest row allowed is {limit} "
             f"tokens and the shortest has {shortest}. Raise train.max_length or use a model with a longer context."
         )
-    rule = config.credit or objective.credit
     columns = {**_credit_columns(objective, rule, rollout_set), **scores}
     items, weights, facts, selection = _items(config, objective, rollout_set, fits)
     data = TrainingData(rollouts=rollouts, items=items, weights=weights, columns=columns)
     if config.max_items and config.max_items < len(items):
-        data = _fewer(data, config.max_items, seed=config.data_seed)
+        data = fewer(data, config.max_items, seed=config.data_seed)
     used = [rollouts[row] for row in {row for item in data.items for row in item}]  # a row of several pairs is one row
     facts |= {
         "items": len(data.items),
@@ -72,7 +75,15 @@ def prepare(
     return Prepared(data, facts, {**selection, "too_long": too_long, "items": data.keys})
 
 
-def _fewer(data: TrainingData, num: int, *, seed: int) -> TrainingData:
+def _check_mirror(config: TrainConfig, objective: Objective, rule: str) -> None:
+    if config.rewards == "mirror" and "advantages" in inputs(objective) and rule not in credit.ODD:
+        raise ConfigError(
+            f'rewards = "mirror" must turn every advantage into its negative, which {", ".join(credit.ODD)} do, received '
+            f'credit "{rule}". Set train.credit to one of these.'
+        )
+
+
+def fewer(data: TrainingData, num: int, *, seed: int) -> TrainingData:
     """So many items, chosen by a hash of their names: a shuffled file gives the same choice."""
     keys = data.keys
     rank = [hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogatepass")).digest() for key in keys]

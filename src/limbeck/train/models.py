@@ -21,8 +21,8 @@ from limbeck.folders import digest_of, file_digest
 from limbeck.worlds import resolve
 
 
-def load_model(name: str) -> PreTrainedModel:
-    """A causal language model in fp32 and eval mode, on the GPU if there is one, from a folder or a world (``abacus:base``).
+def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model in eval mode, on the GPU if there is one, from a folder or a world (``abacus:base``).
 
     Raises:
         ModelError: no such folder, pickled weights, or weights that do not fit the config.
@@ -31,7 +31,7 @@ def load_model(name: str) -> PreTrainedModel:
     logging.disable_progress_bar()  # limbeck shows its own
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            path, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{path} must load as a transformers causal language model, received: {error}") from error
@@ -67,7 +67,12 @@ def model_folder(name: str) -> Path:
 @cache
 def input_digest(name: str) -> str:
     """Identity of everything that decides what a model is asked and answers: weights, tokenizer, template, stop tokens."""
-    path = model_folder(name)
+    files = tokenizer_files(model_folder(name))
+    return digest_of([model_digest(name), [[f.name, file_digest(f)] for f in files]])
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Everything beside the weights that decides how text becomes ids and where an answer ends."""
     patterns = (
         "tokenizer*",
         "chat_template*",
@@ -76,8 +81,7 @@ def input_digest(name: str) -> str:
         "vocab*",
         "merges.txt",
     )
-    files = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
-    return digest_of([model_digest(name), [[f.name, file_digest(f)] for f in files]])
+    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
 
 
 @cache
@@ -121,14 +125,19 @@ def _is_matrix(module: torch.nn.Module) -> bool:
     return any(name == "weight" and p.dim() == 2 for name, p in module.named_parameters(recurse=False))
 
 
-def adapter_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The trainable tensors by name, sorted."""
+def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The trainable tensors by name, sorted, tied ones once."""
     return dict(sorted((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad))
+
+
+def unfreeze(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with every weight trainable."""
+    return model.requires_grad_(True)
 
 
 def initial_factors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The A factors, which decide where a fresh adapter can go; their digest is what arms must share."""
-    return {name: tensor for name, tensor in adapter_tensors(model).items() if "lora_A" in name}
+    return {name: tensor for name, tensor in trained_tensors(model).items() if "lora_A" in name}
 
 
 def model_context(name: str) -> int | None:

@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel
-from pydantic import Field
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from limbeck.batches.collate import BEHAVIOR, PER_TOKEN_INPUTS
+from limbeck.batches.collate import TrainingData
 from limbeck.batches.forward import check_head
-from limbeck.batches.score import read_scores, score_rollouts
-from limbeck.config import Config, TrainConfig, parse
-from limbeck.errors import ConfigError, FolderError, ProvenanceError, nearest
-from limbeck.folders import claim, file_digest, plain, read_json, read_manifest, refuse_existing, seal, write_json
+from limbeck.config import RunConfig, TrainConfig, parse, settings_of
+from limbeck.errors import ConfigError, FolderError
+from limbeck.folders import (
+    claim,
+    file_digest,
+    plain,
+    publish,
+    read_json,
+    refuse_existing,
+    seal,
+    write_json,
+)
 from limbeck.geometry.delta import init_digest
 from limbeck.objectives import check_knobs, find, inputs
 from limbeck.rollouts.store import read_rollouts
-from limbeck.train.data import prepare
+from limbeck.train.checkpoint import trained_weights
+from limbeck.train.data import fewer, prepare
+from limbeck.train.engine import Engine, make_engine, outside, precision, update_norm
+from limbeck.train.frames import facts as subspace_facts
+from limbeck.train.frames import identity as identity_of_subspace
+from limbeck.train.frames import keep_frames, read_subspace
+from limbeck.train.job import Job
+from limbeck.train.live import stages_of
+from limbeck.train.live_run import live_job
 from limbeck.train.loop import run_steps
-from limbeck.train.models import adapter_tensors, add_adapter, initial_factors, load_model, model_digest
-from limbeck.train.record import read_metrics, update_norm
+from limbeck.train.models import add_adapter, initial_factors, load_model, model_digest, unfreeze
+from limbeck.train.processes import make_accelerator
+from limbeck.train.record import read_metrics
+from limbeck.train.rewards import RewardFunction
+from limbeck.train.save import save_adapter, save_model, save_visible
+from limbeck.train.scores import check_scores, read_all, score_digests
+from limbeck.train.subspace import Subspace, hidden_matrices
+from limbeck.train.trackers import check_tracker, followed
+from limbeck.train.trajectory import Recorder
+from limbeck.train.trust import make_probe
 from limbeck.types import Objective, RolloutSet
-
-LOGITS = {"logits", "teacher_logits", "reference_logits"}
-
-
-class RunConfig(Config):
-    """Everything that `limbeck train` needs; a run folder's `config.json` is one."""
-
-    base: str
-    """The student: a local Hugging Face folder, or a world's model such as `abacus:base`."""
-    rollouts: str
-    """A rollouts folder."""
-    scores: dict[str, str] = Field(default_factory=dict)
-    """Per-token input (`reference_logprobs`, `teacher_logprobs`) to its scores folder."""
-    train: TrainConfig = TrainConfig()
 
 
 def check(config: TrainConfig) -> Objective:
@@ -50,67 +61,273 @@ def check(config: TrainConfig) -> Objective:
     """
     objective = find(config.objective)
     check_knobs(objective, config.knobs)
-    distributions = sorted(LOGITS & set(inputs(objective)))
-    if distributions:
-        raise ConfigError(
-            f"limbeck train reads log-probs of the rollouts' tokens; {objective.name} reads {', '.join(distributions)}, whole "
-            "distributions, and can be called from Python only. opd is its sampled-token form."
-        )
     if objective.unit == "pair" and (config.normalizer or objective.normalizer) == "token":
         raise ConfigError(
             f'{objective.name} has one value per pair: train.normalizer must be "sequence" or "constant", received "token".'
         )
+    _check_keep(config)
+    _check_trajectory(config)
+    _check_subspace(config)
+    _check_sparsify(config, objective)
     return objective
 
 
+def _check_keep(config: TrainConfig) -> None:
+    outside = [step for step in config.keep if not 1 <= step <= config.num_steps]
+    if outside:
+        raise ConfigError(
+            f"train.keep must name steps from 1 to num_steps = {config.num_steps}, received {outside[0]}. Leave it out, or "
+            "train for longer."
+        )
+    early = [name for name in ("stop_norm", "kl_budget") if getattr(config, name) is not None]
+    if config.keep and early:
+        raise ConfigError(
+            f"train.keep needs a run that reaches its steps, received it beside {early[0]}, which may end the run before. "
+            "Leave one of them out."
+        )
+
+
+def _check_trajectory(config: TrainConfig) -> None:
+    if config.trajectory > config.num_steps:
+        raise ConfigError(
+            f"train.trajectory must be at most num_steps = {config.num_steps} snapshots, received {config.trajectory}. Take "
+            "fewer, or train for longer."
+        )
+
+
+def _check_subspace(config: TrainConfig) -> None:
+    if config.subspace and config.method != "full":
+        raise ConfigError(
+            "train.subspace is about the update of whole weights, received it beside an adapter, whose rank bounds its update "
+            'already. Set train.method = "full".'
+        )
+
+
+def _check_sparsify(config: TrainConfig, objective: Objective) -> None:
+    if config.sparsify is None:
+        return
+    if objective.unit != "token":
+        raise ConfigError(
+            f"train.sparsify weighs tokens, received it with {objective.name}, which has one value per {objective.unit}. Take an "
+            "objective of one value a token, or leave it out."
+        )
+    if config.sparsify.rule != "random" and "teacher_logprobs" not in inputs(objective):
+        raise ConfigError(
+            f'train.sparsify.rule = "{config.sparsify.rule}" compares student and teacher on the sampled token, received '
+            f'{objective.name}, which reads no teacher_logprobs. Use rule = "random", or an objective that reads them.'
+        )
+
+
 def train(
-    config: RunConfig, out: Path, *, overwrite: bool = False, advance: Callable[[int], None] = lambda num: None
+    config: RunConfig,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    advance: Callable[[int], None] = lambda num: None,
+    observe: Callable[[Mapping[str, Any]], None] = lambda line: None,
+    reward: RewardFunction | None = None,
 ) -> Path:
-    """Train one adapter; an interrupted run in ``out`` is continued from its newest checkpoint.
+    """Train one student; an interrupted run in ``out`` is continued from its newest checkpoint.
+
+    Under ``accelerate launch`` every process calls this; the main one writes.
 
     Args:
-        config: base, rollouts, scores and settings.
+        config: base, rollouts or where live ones come from, scores and settings.
         out: the run folder.
         overwrite: replace a complete run.
         advance: called with the number of steps just done.
+        observe: told the line of every live step.
+        reward: of a live run; by default 1 for what the grader takes for right, else 0.
 
     Raises:
         FolderError: ``out`` is complete, or was started with other settings.
     """
     begin = time.monotonic()
-    refuse_existing(out, overwrite=overwrite)
-    objective = check(config.train)
-    rollout_set = read_rollouts(Path(config.rollouts))
-    _check_scores(config, objective, rollout_set)
-    model = load_model(config.base)
-    first = rollout_set.rollouts[0]
-    check_head(model, torch.tensor([*first.prompt_ids, *first.response_ids][:16]))
-    scores = _scores(config, objective, rollout_set, model)
-    context = getattr(model.config, "max_position_embeddings", None)
-    data, facts, selection = prepare(config.train, objective, rollout_set, scores, context=context)
-    tuned = add_adapter(model, config.train.lora, init_seed=config.train.init_seed)
+    processes = make_accelerator()
+    if processes.is_main_process:
+        refuse_existing(out, overwrite=overwrite)
+    check_tracker(config.train.tracker)
+    objectives = [check(stage) for stage in _stage_configs(config)]
+    if config.train.subspace and processes.distributed_type == DistributedType.FSDP:
+        raise ConfigError(
+            "train.subspace projects whole matrices, received FSDP, which holds parts of them. Launch without it."
+        )
+    rollout_set = None if config.live else _read_rollouts(config, objectives[0])
+    model = load_model(config.base, dtype=_dtype(config.train, processes.device))
+    if rollout_set is None:
+
+        def tick(line: Mapping[str, Any]) -> None:
+            advance(1)
+            observe(line)
+
+        job = live_job(config, model, processes, reward=reward, tick=tick)
+    else:
+        job = _offline_job(config, objectives[0], rollout_set, model, processes, advance)
+    tuned = (
+        add_adapter(model, config.train.lora, init_seed=config.train.init_seed) if _lora(config) else unfreeze(model)
+    )
+    subspace_of = identity_of_subspace(config.train.subspace)
     base_digest = model_digest(config.base)
-    out = claim(out, overwrite=overwrite)  # only now: nothing that was there is touched by a run that cannot start
-    _same_settings(out, config, {"rollouts": rollout_set.digest, "base": base_digest, "scores": _score_digests(config)})
-    write_json(out / "selection.json", selection)
-    start = init_digest(initial_factors(tuned))
-    steps = run_steps(tuned, data, objective, config.train, out, advance=advance)
-    _save_adapter(tuned, out / "adapter", config, {"init_digest": start, "base_digest": base_digest})
-    facts |= {
-        "objective": objective.name,
-        "normalizer": config.train.normalizer or objective.normalizer,
-        "rollouts_digest": rollout_set.digest,
+    if processes.is_main_process:  # only now: nothing that was there is touched by a run that cannot start
+        out = claim(out, overwrite=overwrite)
+        _same_settings(out, config, {"base": base_digest, **job.identity}, subspace_of)
+        for name, value in job.record.items():
+            write_json(out / name, value)
+        if config.train.subspace:
+            keep_frames(config, model, out)
+    processes.wait_for_everyone()
+    subspace = _restricted(config, model, out)
+    start = init_digest(initial_factors(tuned)) if _lora(config) else base_digest
+    engine = make_engine(tuned, job.config, job.frozen)._replace(subspace=subspace)
+    identity = {"init_digest": start, "base_digest": base_digest}
+
+    recorder = Recorder(engine, config.train, out)
+
+    def after(step: int) -> None:
+        if step in config.train.keep:
+            _keep(engine, config, out / "kept" / f"step-{step:06d}", identity)
+        recorder.after(step)
+
+    tracker = config.train.tracker if processes.is_main_process else None
+    with followed(tracker, out, config.model_dump(mode="json")):
+        steps = job.walk(engine, out, after)
+    facts = {
+        **job.facts(steps),
+        "method": config.train.method,
+        "precision": precision(config.train, processes.device),
+        "processes": processes.num_processes,
         "base_digest": base_digest,
         "init_digest": start,
-        "adapter_digest": file_digest(out / "adapter" / "adapter_model.safetensors"),
         "steps": steps,
-        "epochs": round(steps * config.train.batch_size / len(data.items), 3),
-        "update_norm": update_norm(adapter_tensors(tuned), config.train.lora.alpha / config.train.lora.rank),
-        "seconds": round(sum(line["seconds"] for line in read_metrics(out / "metrics.jsonl")), 2),
-        "wall_seconds": round(time.monotonic() - begin, 2),
+        "update_norm": update_norm(engine),
+        **recorder.finish(steps),
+        **({"subspace": {**subspace_of, **subspace_facts(subspace, model), **outside(engine)}} if subspace else {}),
+        **_save(engine, config, out, identity),
     }
-    seal(out, kind="run", facts=facts)
+    if processes.is_main_process:
+        facts["seconds"] = round(sum(line["seconds"] for line in read_metrics(out / "metrics.jsonl")), 2)
+        facts["wall_seconds"] = round(time.monotonic() - begin, 2)
+        seal(out, kind="run", facts=facts)
+    processes.wait_for_everyone()
     return out
+
+
+def _restricted(config: RunConfig, model: PreTrainedModel, out: Path) -> Subspace | None:
+    """The subspace of the run; what none constrains stops being trained where the settings say so."""
+    if config.train.subspace is None:
+        return None
+    if config.train.subspace.rest == "frozen":
+        model.requires_grad_(False)
+        for weight in hidden_matrices(model).values():
+            weight.requires_grad_(True)
+    return read_subspace(config.train.subspace, model, out)
+
+
+def _stage_configs(config: RunConfig) -> list[TrainConfig]:
+    return [stage.config for stage in stages_of(config.live, config.train)] if config.live else [config.train]
+
+
+def _read_rollouts(config: RunConfig, objective: Objective) -> RolloutSet:
+    if not config.rollouts:
+        raise ConfigError(
+            "a run learns from rollouts, received none. Give a rollouts folder (--rollouts), or problems that the student "
+            "answers as it goes (--problems)."
+        )
+    rollout_set = read_rollouts(Path(config.rollouts))
+    check_scores(config, objective, rollout_set)
+    return rollout_set
+
+
+def _offline_job(
+    config: RunConfig,
+    objective: Objective,
+    rollout_set: RolloutSet,
+    model: PreTrainedModel,
+    processes: Accelerator,
+    tick: Callable[[int], None],
+) -> Job:
+    """A run on one fixed rollout set."""
+    first = rollout_set.rollouts[0]
+    check_head(model, torch.tensor([*first.prompt_ids, *first.response_ids][:16]))
+    reference = load_model(config.anchor, dtype=model.dtype) if _anchored(config) else model
+    columns, frozen, floored = read_all(config, objective, rollout_set, reference, processes)
+    context = getattr(model.config, "max_position_embeddings", None)
+    data, facts, selection = prepare(config.train, objective, rollout_set, columns, context=context)
+    watched = config.train.kl_budget is not None or config.train.kl_every
+    probe = make_probe(reference, _probed(data, config.train), config.train) if watched else None
+    anchor = {"anchor": model_digest(config.anchor)} if _anchored(config) else {}
+    return Job(
+        config=config.train,
+        frozen=frozen,
+        identity={"rollouts": rollout_set.digest, "scores": score_digests(config), **anchor},
+        record={"selection.json": selection},
+        walk=lambda engine, out, after: run_steps(engine, data, objective, out, probe=probe, after=after, tick=tick),
+        facts=lambda steps: {
+            **facts,
+            **floored,
+            "objective": objective.name,
+            "normalizer": config.train.normalizer or objective.normalizer,
+            "rollouts_digest": rollout_set.digest,
+            "epochs": round(steps * config.train.batch_size / len(data.items), 3),
+        },
+    )
+
+
+def _anchored(config: RunConfig) -> bool:
+    """Whether the reference is another model than the base."""
+    return bool(config.anchor) and model_digest(config.anchor) != model_digest(config.base)
+
+
+def _probed(data: TrainingData, config: TrainConfig) -> TrainingData:
+    """A few of the rows that are trained on, each an item of its own."""
+    rows = sorted({row for item in data.items for row in item})
+    rollouts = [data.rollouts[row] for row in rows]
+    whole = TrainingData(rollouts=rollouts, items=[(i,) for i in range(len(rows))], weights=[1.0] * len(rows))
+    few = fewer(whole, config.kl_rows, seed=config.data_seed) if config.kl_rows < len(rows) else whole
+    picked = [rollouts[item[0]] for item in few.items]
+    return TrainingData(rollouts=picked, items=[(i,) for i in range(len(picked))], weights=[1.0] * len(picked))
+
+
+def _lora(config: RunConfig) -> bool:
+    return config.train.method == "lora"
+
+
+def _dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """What is trained is fp32; a frozen base under bf16 products may as well lie in bf16."""
+    frozen = config.method == "lora" and precision(config, device) == "bf16"
+    return torch.bfloat16 if frozen else torch.float32
+
+
+def _save(engine: Engine, config: RunConfig, out: Path, identity: dict[str, str]) -> dict[str, object]:
+    """Write the result; what the record says of it. Every process must call it."""
+    weights = trained_weights(engine)
+    return _written(engine, weights, config, out, identity) if engine.accelerator.is_main_process else {}
+
+
+def _keep(engine: Engine, config: RunConfig, out: Path, identity: dict[str, str]) -> None:
+    """The result so far, as a checkpoint of its own. Every process must call it."""
+    weights, norm = trained_weights(engine), update_norm(engine)
+    if engine.accelerator.is_main_process:
+        with publish(out, kind="kept", facts={"update_norm": norm, **identity}, overwrite=True) as folder:
+            _written(engine, weights, config, folder, identity)
+    engine.accelerator.wait_for_everyone()
+
+
+def _written(
+    engine: Engine, weights: Mapping[str, Tensor], config: RunConfig, out: Path, identity: dict[str, str]
+) -> dict[str, object]:
+    facts: dict[str, object] = {}
+    if _lora(config):
+        save_adapter(engine.model, weights, out / "adapter", config.base, config.train.lora, identity)  # type: ignore[arg-type]
+        facts["adapter_digest"] = file_digest(out / "adapter" / "adapter_model.safetensors")
+    else:
+        frozen = {name: p.detach() for name, p in engine.model.named_parameters() if not p.requires_grad}
+        save_model(engine.model, {**frozen, **weights}, out / "model", config.base, identity)  # type: ignore[arg-type]
+        facts["model_digest"] = model_digest(str(out / "model"))
+    if config.train.save_visible:
+        seen = save_visible(config.base, out)
+        facts |= {"visible_share": seen.share, "visible_norm": seen.norm}
+    return facts
 
 
 def load_run_config(path: Path) -> RunConfig:
@@ -118,9 +335,11 @@ def load_run_config(path: Path) -> RunConfig:
     return parse(RunConfig, read_json(path / "config.json"), where="run")
 
 
-def _same_settings(out: Path, config: RunConfig, identity: dict[str, object]) -> None:
+def _same_settings(out: Path, config: RunConfig, identity: dict[str, object], subspace: Mapping[str, object]) -> None:
     """Settings and the identities of what is read; paths may differ, a moved folder is the same folder."""
-    path, own = out / "identity.json", plain({**identity, "train": config.train.model_dump(mode="json")})
+    settings = {**settings_of(config.train, "train"), **({"subspace": subspace} if subspace else {})}
+    settings.pop("tracker")
+    path, own = out / "identity.json", plain({**identity, "train": settings})
     if path.is_file():
         old = read_json(path)
         keys = sorted(k for k in {*_flat(old), *_flat(own)} if _flat(old).get(k) != _flat(own).get(k))
@@ -141,64 +360,3 @@ def _flat(value: Mapping, prefix: str = "") -> dict[str, object]:
         else:
             out[f"{prefix}{key}"] = item
     return out
-
-
-def _check_scores(config: RunConfig, objective: Objective, rollout_set: RolloutSet) -> None:
-    """Refuse, before a model is loaded, scores that are missing, unknown or of another temperature."""
-    names = inputs(objective)
-    for name in config.scores:
-        if name not in names or name not in PER_TOKEN_INPUTS:
-            known = [n for n in names if n in PER_TOKEN_INPUTS]
-            raise ConfigError(f'{objective.name} reads no scores "{name}". {nearest(name, known)}')
-    for name in names:
-        if name in ("teacher_logprobs", "signal") and name not in config.scores:
-            raise ConfigError(
-                f"{objective.name} reads {name}: give a scores folder, made by "
-                f"`limbeck score --model MODEL --rollouts ROLLOUTS --out DIR`, as scores.{name}."
-            )
-        if name not in BEHAVIOR or name in config.scores:
-            continue
-        unknown = sum(any(math.isnan(x) for x in r.behavior_logprobs) for r in rollout_set.rollouts)
-        temperature = rollout_set.provenance.get("sampling_temperature", 1.0)
-        if unknown or temperature != 1.0:
-            raise ConfigError(
-                f"{objective.name} reads {name}: the rollouts must carry their sampler's log-probs at temperature 1, received "
-                f"{unknown} rollouts without and temperature {temperature}. Score them with the policy that wrote them "
-                f"(`limbeck score`) and give the folder as scores.{name}."
-            )
-
-
-def _scores(
-    config: RunConfig, objective: Objective, rollout_set: RolloutSet, model: PreTrainedModel
-) -> dict[str, list[list[float]]]:
-    """Per-token columns that the objective reads: stored ones where given; the base is its own reference.
-
-    Raises:
-        ProvenanceError: stored reference scores that another model than the base gave.
-    """
-    out: dict[str, list[list[float]]] = {}
-    for name in inputs(objective):
-        if name in config.scores:
-            path = Path(config.scores[name])
-            if name == "reference_logprobs" and read_manifest(path)["model_digest"] != model_digest(config.base):
-                raise ProvenanceError(
-                    f"reference_logprobs must be the untouched base's, received scores that another model than {config.base} "
-                    f"gave ({path}). Score the rollouts with the base, or leave them out: they are made on the way."
-                )
-            out[name] = read_scores(path, rollout_set)
-        elif name == "reference_logprobs":
-            out[name] = score_rollouts(model, rollout_set.rollouts, token_budget=config.train.token_budget)
-    return out
-
-
-def _score_digests(config: RunConfig) -> dict[str, str]:
-    return {name: read_manifest(Path(path))["files"]["logprobs.parquet"] for name, path in config.scores.items()}
-
-
-def _save_adapter(model: PeftModel, folder: Path, config: RunConfig, identity: dict[str, str]) -> None:
-    for peft_config in model.peft_config.values():
-        peft_config.base_model_name_or_path = config.base
-        # peft keeps a set, which is written in another order by every process
-        peft_config.target_modules = sorted(config.train.lora.targets)  # type: ignore[attr-defined]
-    model.save_pretrained(str(folder), save_embedding_layers=False)  # an adapter on projections touches none
-    write_json(folder / "limbeck.json", identity)

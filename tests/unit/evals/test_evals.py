@@ -15,7 +15,7 @@ from limbeck.evals.paths import between, reading, split_solution, teacher_forced
 from limbeck.folders import write_json
 from limbeck.geometry.adapters import read_adapter
 from limbeck.rollouts.sample import Decoding
-from limbeck.train.models import adapter_tensors, add_adapter, load_model, load_tokenizer
+from limbeck.train.models import add_adapter, load_model, load_tokenizer, trained_tensors
 from limbeck.types import Delta, LowRank
 from limbeck.worlds.abacus.generator import generate
 
@@ -30,7 +30,7 @@ def world(tmp_path_factory):
     scores, deltas = [], []
     for seed in (1, 2):
         tuned = add_adapter(load_model(BASE), LoraConfig(rank=4, alpha=8.0), init_seed=seed)
-        for tensor in adapter_tensors(tuned).values():
+        for tensor in trained_tensors(tuned).values():
             tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)) * 0.05)
         folder = tmp_path_factory.mktemp("adapters") / f"arm{seed}"
         tuned.save_pretrained(folder)

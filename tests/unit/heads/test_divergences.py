@@ -22,7 +22,9 @@ from tests.unit.heads.naive import (
 )
 
 from limbeck.errors import ModelError, ShapeError
-from limbeck.heads import Head, chunked, cut, forward_kl, reverse_kl
+from limbeck.heads import Head, cut, forward_kl, jsd, jsd_rescaled, reverse_kl, skew_forward, skew_reverse
+from limbeck.heads import chunked as one_sided
+from limbeck.heads import logits_of as rows_logits
 from limbeck.objectives import divergences as plain
 
 FUNCTIONS = {
@@ -36,7 +38,16 @@ FUNCTIONS = {
     "reverse_kl_topk_tail": partial(plain.reverse_kl_topk_tail, k=4),
     "jsd_topk_tail": partial(plain.jsd_topk_tail, k=4),
 }
-FAST = {"reverse_kl": (reverse_kl, plain.reverse_kl), "forward_kl": (forward_kl, plain.forward_kl)}
+FAST = {
+    "reverse_kl": (reverse_kl, plain.reverse_kl),
+    "forward_kl": (forward_kl, plain.forward_kl),
+    "jsd": (partial(jsd, beta=0.2), partial(plain.jsd, beta=0.2)),
+    "jsd_rescaled": (partial(jsd_rescaled, beta=0.7), partial(plain.jsd_rescaled, beta=0.7)),
+    "skew_forward": (skew_forward, plain.skew_forward),
+    "skew_forward, 0": (partial(skew_forward, skew=0.0), partial(plain.skew_forward, skew=0.0)),
+    "skew_reverse": (skew_reverse, plain.skew_reverse),
+    "skew_reverse, 0": (partial(skew_reverse, skew=0.0), partial(plain.skew_reverse, skew=0.0)),
+}
 
 
 def sides(dtype, *, bias=True, scale=1.0, softcap=0.0, vocab=VOCAB):
@@ -45,6 +56,15 @@ def sides(dtype, *, bias=True, scale=1.0, softcap=0.0, vocab=VOCAB):
     other_hidden, other_weight, other_offset, _, _ = inputs(dtype, 1, bias=bias, hidden_size=4, vocab=vocab)
     other = Head(other_weight.detach(), None if other_offset is None else other_offset.detach())
     return hidden, Head(weight, offset, scale, softcap), other_hidden.detach(), other, mix[0]
+
+
+def chunked(function, hidden, head, other_hidden, other, **settings):
+    """Both sides' logits a few rows at a time."""
+
+    def beside(logits, other_rows):
+        return function(logits, rows_logits(other_rows, other))
+
+    return one_sided(beside, hidden, head, other_hidden, **settings)
 
 
 def compare(found, expected, leaves, mix, tolerance):
@@ -77,7 +97,20 @@ def test_blocks_equal_the_plain_form(chunk_bytes, bias, scale, softcap, name, dt
     compare(found, expected, leaves_of(hidden, head), mix, tolerance)
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+@pytest.mark.parametrize("name", ["jsd", "skew_forward", "skew_reverse"])
+def test_ids_that_one_side_all_but_excludes_stay_finite_and_exact(name, scale):
+    hidden, head, other_hidden, other, mix = sides(torch.float32, bias=False, scale=scale)
+    fast, slow = FAST[name]
+    found, expected = (
+        fast(hidden, head, other_hidden, other),
+        slow(logits_of(hidden, head), logits_of(other_hidden, other)),
+    )
+    assert torch.isfinite(found.values).all()
+    compare(found, expected, leaves_of(hidden, head), mix, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl"])
 def test_values_are_what_numpy_says(name):
     hidden, head, other_hidden, other, _ = sides(torch.float64)
     arrays = [t.detach().numpy() for t in (hidden, head.weight, head.bias, other_hidden, other.weight, other.bias)]
@@ -87,7 +120,7 @@ def test_values_are_what_numpy_says(name):
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
-@pytest.mark.parametrize("fast", [reverse_kl, forward_kl])
+@pytest.mark.parametrize("fast", [reverse_kl, forward_kl, jsd, jsd_rescaled, skew_forward, skew_reverse])
 def test_gradcheck(fast):
     hidden, head, other_hidden, other, _ = sides(torch.float64)
     hidden, other_hidden = hidden.detach()[:3].requires_grad_(), other_hidden[:3]
@@ -99,11 +132,11 @@ def test_gradcheck(fast):
 
 
 CHUNKED = {name: partial(chunked, function) for name, function in FUNCTIONS.items()}
-every = pytest.mark.parametrize("name", [*CHUNKED, "reverse_kl in blocks", "forward_kl in blocks"])
+every = pytest.mark.parametrize("name", [*CHUNKED, *(f"{name} in blocks" for name in FAST)])
 
 
 def function_of(name):
-    return CHUNKED.get(name) or FAST[name.split()[0]][0]
+    return CHUNKED.get(name) or FAST[name.removesuffix(" in blocks")][0]
 
 
 @every
@@ -144,7 +177,7 @@ def test_a_bias_of_minus_infinity_on_both_sides_is_padding_too(name):
     same(*(torch.autograd.grad(out.sum(), [hidden, head.weight]) for out in outs), 1e-12)
 
 
-@pytest.mark.parametrize("name", ["reverse_kl in blocks", "forward_kl in blocks", "jsd"])
+@pytest.mark.parametrize("name", ["jsd", "reverse_kl in blocks", "forward_kl in blocks", "jsd in blocks"])
 def test_a_bf16_teacher_beside_an_fp32_student(name):
     hidden, head, _, _, _ = sides(torch.float32, bias=False)
     teacher = hidden.detach().bfloat16(), Head(head.weight.detach().bfloat16())
@@ -154,7 +187,7 @@ def test_a_bf16_teacher_beside_an_fp32_student(name):
     assert (values < 1e-2).all()  # rounding apart they are one model
 
 
-@pytest.mark.parametrize("fast", [reverse_kl, forward_kl])
+@pytest.mark.parametrize("fast", [reverse_kl, forward_kl, jsd, skew_forward])
 def test_no_tensor_larger_than_a_block_of_logits_exists(fast):
     hidden, head, other_hidden, other, _ = sides(torch.float32, bias=False)
     with Largest() as seen:

@@ -6,7 +6,8 @@ import pytest
 from transformers import GenerationConfig
 
 from limbeck.errors import ModelError
-from limbeck.problems.prompts import prompt_ids, response_ids, stop_ids, turn_end
+from limbeck.problems.extract import opens_thinking
+from limbeck.problems.prompts import prompt_ids, response_ids, stop_ids, text_of, turn_end
 from limbeck.worlds.abacus.tokenizer import build_tokenizer
 
 CHATML = (
@@ -55,3 +56,11 @@ def test_a_tokenizer_that_names_no_end_is_refused():
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="must name an end-of-sequence token"):
         response_ids(tokenizer, "Start 7.")
+
+
+def test_think_tags_stay_in_the_text_even_as_special_tokens(chatml):
+    assert text_of(chatml, chatml.encode("<|im_start|>Start 7.<|im_end|>")) == "Start 7."
+    chatml.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]})
+    chatml.chat_template = CHATML.replace("assistant\n", "assistant\n<think>\n")
+    assert text_of(chatml, chatml.encode("<think>3</think>7<|im_end|>")) == "<think>3</think>7"
+    assert opens_thinking(text_of(chatml, prompt_ids(chatml, "How many?")))

@@ -319,3 +319,18 @@ def test_a_browser_draws_every_figure_without_a_word_in_its_console(page: Path, 
     assert all("js-plotly-plot" in (dict(a).get("class") or "") for a in plots)
     assert not [a for t, a in drawn.elements if t == "img"]
     assert "1 of 240" in text_of(drawn)
+
+
+def test_arms_over_their_seeds_have_a_table(tmp_path: Path, results: Path):
+    shutil.copytree(results, tmp_path / "seeds")
+    comparison = read_json(tmp_path / "seeds" / "comparison.json")
+    pair = {
+        "a": "sft", "b": "dpo", "seeds": [2, 3], "difference": 0.1, "low": 0.02, "high": 0.18, "p": 0.02, "p_holm": 0.04,
+        "p_bh": 0.03, "smallest_callable": 0.08, "test": "crossed_t", "method": "crossed_t",
+    }  # fmt: skip
+    comparison["over_seeds"] = {"pairs": [pair], "notes": ["two seeds <are> few"]}
+    write_json(tmp_path / "seeds" / "comparison.json", comparison)
+    page = build(tmp_path / "seeds", tmp_path / "with").read_text(encoding="utf-8")
+    assert "Arms over their seeds" in page
+    assert "Two seeds &lt;are&gt; few." in page
+    assert "Arms over their seeds" not in build(results, tmp_path / "without").read_text(encoding="utf-8")

@@ -156,15 +156,17 @@ def test_seed_pairs_alone_are_no_path():
 
 def test_what_did_not_reproduce_is_printed_first_and_plainly():
     said = texts(
-        summary.published([("DPO is best", "reproduced"), ("The sky is green", "not reproduced"), ("X", "undecided")])
+        summary.published(
+            [("DPO is best", "reproduced"), ("The sky is green", "not reproduced"), ("X", "undecided")], "arXiv 1"
+        )
     )
     assert said == [
-        "Published in arXiv 2606.23740 and NOT reproduced here: the sky is green.",
-        "Published in arXiv 2606.23740 and not decided here: X.",
-        "Published in arXiv 2606.23740 and reproduced here: DPO is best.",
+        "Published in arXiv 1 and NOT reproduced here: the sky is green.",
+        "Published in arXiv 1 and not decided here: X.",
+        "Published in arXiv 1 and reproduced here: DPO is best.",
     ]
-    assert texts(summary.published([("DPO is best", "reproduced")]))[0].endswith("none was contradicted.")
-    assert summary.published([]) == []
+    assert texts(summary.published([("DPO is best", "reproduced")], "arXiv 1"))[0].endswith("none was contradicted.")
+    assert summary.published([], "arXiv 1") == []
 
 
 @pytest.mark.parametrize("value", [0.0, 0.04999])

@@ -26,7 +26,7 @@ def view(results: Path) -> View:
 def made(**fields: object) -> View:
     empty = {
         "study": {"name": "x", "arms": []}, "arms": [], "comparison": {}, "measurements": [], "paths": [],
-        "training": {}, "rollouts": {}, "samples": [], "provenance": {}, "missing": (),
+        "training": {}, "rollouts": {}, "samples": [], "provenance": {}, "live": {}, "frontier": {}, "missing": (),
     }  # fmt: skip
     return View(Results(**{**empty, **fields}))  # type: ignore[arg-type]
 

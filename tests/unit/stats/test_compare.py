@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from limbeck.errors import ConfigError, DataError, DegenerateError, ProvenanceError
-from limbeck.stats.compare import compare
+from limbeck.stats import seeds
+from limbeck.stats.compare import ONE_SEED, TWO_SEEDS, Arm, compare, interval_named
 from limbeck.types import Finish, Score, ScoreTable
 
 
@@ -27,6 +29,7 @@ def arm(name, rows, **changes):
         for j, right in enumerate(row)
     )
     base = {"name": name, "scores": scores, "problems_digest": "d" * 64, "grader": "g/1", "decoding": "greedy"}
+    base["template_digest"] = "t1"
     return ScoreTable(**{**base, **changes})
 
 
@@ -77,8 +80,7 @@ def test_identical_arms():
 
 
 def test_row_order_does_not_matter_and_seed_decides():
-    rows_a = [[1, 1, 0, 1], [0, 0, 1, 0], [1, 1, 1, 1], [0, 1, 0, 0]] * 5
-    rows_b = [[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0], [0, 1, 0, 1]] * 5
+    rows_a, rows_b = np.random.default_rng(0).random((2, 60, 8)) < 0.6
     a, b = arm("a", rows_a), arm("b", rows_b)
     shuffled = replace(b, scores=b.scores[::-1])
     assert compare([a, b], seed=1) == compare([a, shuffled], seed=1)
@@ -103,6 +105,7 @@ def test_several_samples():
         ({"problems_digest": "e" * 64}, r"same problems, received digests dddddddd and eeeeeeee \(other prompts"),
         ({"grader": "g/2"}, "must share one grader, received 'g/1' and 'g/2'"),
         ({"decoding": "T=1"}, "must share one decoding, received 'greedy' and 'T=1'"),
+        ({"template_digest": "t2"}, "must share one template_digest, received 't1' and 't2'"),
     ],
 )
 def test_incomparable_arms_are_refused(changes, words):
@@ -129,3 +132,95 @@ def test_one_table_has_an_interval_and_no_pair():
     result = compare([A])
     assert result["pairs"] == []
     assert result["arms"][0]["low"] < 19 / 30 < result["arms"][0]["high"]
+
+
+def test_an_unknown_template_is_not_another_and_is_said():
+    result = compare([A, replace(B, template_digest="")])
+    assert result["n"] == 30
+    assert result["notes"] == [ONE_SEED, "b: the prompt template is not known"]
+    assert result["template_digest"] == "t1"
+
+
+def test_different_templates_are_compared_only_when_that_is_asked_for():
+    result = compare([A, replace(B, template_digest="t2")], mixed_templates=True)
+    assert result["notes"] == [ONE_SEED, "prompt templates differ between arms: a difference may be theirs"]
+    assert result["template_digest"] == "t1, t2"
+
+
+def runs(name, num, *, gain=0.0, seed=0, n=60, samples=1):
+    rng = np.random.default_rng(seed)
+    chance = np.random.default_rng(99).beta(2, 2, (n, 1)) + gain
+    return Arm(name, tuple(arm(f"{name}-s{i}", rng.random((n, samples)) < chance) for i in range(num)))
+
+
+def test_seeds_are_a_level_of_their_own():
+    a, b = runs("a", 3, gain=0.2, seed=1), runs("b", 2, seed=2)
+    result = compare([a, b])
+    json.dumps(result, allow_nan=False)
+    pair = result["pairs"][0]
+    found = seeds.crossed(a.grid, b.grid)
+    assert (pair["test"], pair["method"], pair["seeds"]) == ("crossed_t", "crossed_t", [3, 2])
+    assert pair["p"] == pytest.approx(seeds.p_over_seeds(found))
+    assert pair["difference"] == pytest.approx(found.value)
+    assert pair["smallest_callable"] == pytest.approx(pair["high"] - pair["difference"])
+    assert [x["seeds"] for x in result["arms"]] == [3, 2]
+    assert result["arms"][0]["method"] == "crossed_wilson"
+    assert result["arms"][0]["disagreement"]["seeds"] == pytest.approx(seeds.disagreement(a.grid, 1)[1])
+    assert result["arms"][0]["disagreement"]["samples"] is None  # one sample cannot tell
+    assert result["notes"] == []
+    assert result["smallest_callable"] == []  # McNemar's would be another test's
+    assert sum(pair[k] for k in ("both_right", "a_only", "b_only", "both_wrong")) == pytest.approx(60)
+
+
+def test_what_one_seed_does_not_cover_is_said():
+    base = runs("base", 1, seed=3)
+    assert compare([A, B])["notes"] == [ONE_SEED]
+    mixed = compare([base, runs("a", 3), runs("b", 1, seed=4)])
+    assert mixed["notes"] == [f"base, b: {ONE_SEED} (an untrained model has none)"]
+    assert [pair["test"] for pair in mixed["pairs"]] == ["crossed_t", "mcnemar_exact", "crossed_t"]
+
+
+def test_order_of_seeds_does_not_matter():
+    a, b = runs("a", 3, seed=1), runs("b", 3, seed=2)
+    swapped = compare([a._replace(tables=a.tables[::-1]), b])
+    assert swapped["pairs"][0]["p"] == pytest.approx(compare([a, b])["pairs"][0]["p"])
+
+
+def test_seeds_that_are_all_alike_leave_the_problems():
+    same = arm("same", [[1]] * 20)
+    pair = compare([Arm("a", (same, same)), Arm("b", (same, same))])["pairs"][0]
+    assert (pair["test"], pair["p"], pair["method"]) == ("sign_flip_exact", 1.0, "tango")
+    assert pair["high"] > 0.1
+
+
+def test_seeds_that_are_no_seeds_are_refused():
+    one = replace(A, adapter_digest="x")
+    whole = replace(A, model_digest="m", adapter_digest="none")
+    for twice in (one, whole):
+        with pytest.raises(ProvenanceError, match="different training runs, received one twice"):
+            compare([Arm("a", (twice, twice))])
+    assert compare([Arm("a", (whole, replace(whole, model_digest="n")))])["arms"][0]["seeds"] == 2
+    assert (
+        compare([Arm("a", (replace(one, model_digest="m"), replace(one, model_digest="m", adapter_digest="y")))])["n"]
+        == 30
+    )
+    assert compare([Arm("base", (replace(A, adapter_digest="none"),) * 2)])["arms"][0]["seeds"] == 2
+    with pytest.raises(DataError, match=r"same number of samples a problem, received \[1, 2\]"):
+        compare([Arm("a", (A, arm("more", [[1, 0]] * 30)))])
+    with pytest.raises(ProvenanceError, match="same problems"):
+        compare([Arm("a", (A, replace(A, problems_digest="e" * 64)))])
+    with pytest.raises(ConfigError, match="received none"):
+        compare([Arm("a", ())])
+
+
+def test_the_interval_of_an_accuracy_can_be_exact():
+    wilson, exact = (compare([A], interval=interval_named(n))["arms"][0] for n in ("wilson", "clopper_pearson"))
+    assert (wilson["method"], exact["method"]) == ("wilson", "clopper_pearson")
+    assert exact["high"] - exact["low"] > wilson["high"] - wilson["low"]
+    with pytest.raises(ConfigError, match="one of wilson, clopper_pearson, received 'wald'"):
+        interval_named("wald")
+
+
+@pytest.mark.parametrize(("num", "said"), [((2, 1), True), ((1, 2), True), ((3, 1), False), ((2, 2), False)])
+def test_two_seeds_beside_a_single_run_are_said_to_be_few(num, said):
+    assert (TWO_SEEDS in compare([runs("a", num[0]), runs("b", num[1], seed=1)])["notes"]) == said

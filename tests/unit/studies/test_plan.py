@@ -95,9 +95,19 @@ def test_an_objective_that_reads_the_teacher_needs_one():
         make_plan(config)
 
 
-def test_an_objective_that_reads_distributions_is_refused_with_its_sampled_form():
-    with pytest.raises(ConfigError, match="opd is its sampled-token form"):
-        make_plan(study(arms=[{"name": "r", "train": {"objective": "reverse_kl"}}]))
+def test_an_objective_that_reads_distributions_has_the_teacher_scored_whole():
+    steps = {step.name: step for step in make_plan(study(arms=[{"name": "r", "train": {"objective": "reverse_kl"}}]))}
+    assert steps["score/teacher_logits"].params["keep"] == "hidden"
+    assert steps["train/r-s0"].inputs["teacher_logits"] == "score/teacher_logits"
+
+
+def test_whole_models_are_trained_and_evaluated_and_left_out_of_what_reads_factors():
+    arms = [{"name": "lora"}, {"name": "full", "train": {"method": "full"}}]
+    steps = {step.name: step for step in make_plan(study(arms=arms))}
+    assert "eval/full-s0" in steps
+    assert set(steps["measure"].inputs) == {"lora-s0"} == set(steps["cka"].inputs)
+    with pytest.raises(ConfigError, match="received full-s0, which trains every weight"):
+        make_plan(study(arms=arms, paths={"pairs": [["lora", "full"]]}))
 
 
 def test_an_edited_template_is_another_model_to_every_step_that_asks_it(tmp_path):
@@ -127,3 +137,176 @@ def test_rollouts_of_a_teacher_with_other_ids_are_refused_even_if_no_arm_reads_i
 def test_a_path_to_a_seed_that_no_run_has_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r'arm "sft" runs at seeds 0, received "sft@1"'):
         load_study("offline-losses", ("seeds=[0]",))
+
+
+def test_seeds_are_compared_as_a_level_where_there_are_several():
+    one, two = (
+        {step.name: step for step in make_plan(study(arms=[{"name": "sft"}], seeds=seeds))} for seeds in ([0], [0, 1])
+    )
+    assert "arms" not in one["compare"].params
+    assert two["compare"].params["arms"] == {"sft": ["sft-s0", "sft-s1"]}
+
+
+def tuned(**values) -> StudyConfig:
+    arms = [{"name": "kdrl", "train": {"objective": "kdrl"}, "live": {}, "tune": {"beta": [0.02, 0.2]}}]
+    return study(arms=arms, seeds=[3, 4], live={"problems": "abacus:train"}, **values)
+
+
+def test_a_knob_is_tuned_at_the_first_seed_on_the_tuning_problems_and_taken_at_every_seed():
+    aside = {"world": "abacus", "split": "validation", "num": 9}
+    steps = {step.name: step for step in make_plan(tuned(tuning=aside))}
+    assert {name for name in steps if name.startswith("train/")} == {
+        "train/kdrl-beta=0.02", "train/kdrl-beta=0.2", "train/kdrl-s3", "train/kdrl-s4",
+    }  # fmt: skip
+    tried = steps["train/kdrl-beta=0.2"].params["train"]
+    assert (tried["seed"], tried["knobs"]) == (3, {"beta": 0.2})
+    assert steps["train/kdrl-s4"].inputs["tuned"] == steps["train/kdrl-s3"].inputs["tuned"] == "tune/kdrl"
+    asked = [steps[f"tuning/kdrl-beta={beta}"].params["problems"] for beta in (0.02, 0.2)]
+    assert all(p["split"] == "validation" and p["num"] == 9 for p in asked)
+
+
+def test_tuning_on_the_evaluation_s_problems_is_refused(tmp_path):
+    (tmp_path / "s.json").write_text(
+        tuned(
+            tuning={"world": "abacus", "split": "test", "num": 9}, eval={"problems": {"world": "abacus"}}
+        ).model_dump_json()
+    )
+    with pytest.raises(
+        ConfigError, match="tuned on other problems than those of the evaluation, received test of abacus"
+    ):
+        load_study(str(tmp_path / "s.json"))
+
+
+STAGE_1 = [
+    {"name": "extreme", "train": {"objective": "erpd_sapo", "keep": [8, 100]}},
+    {"name": "twin", "train": {"objective": "erpd_sapo", "rewards": "mirror", "keep": [8]}},
+]
+
+
+def chained(*arms, **values) -> dict:
+    """Steps by name of a study whose rollouts the student writes."""
+    config = study(teacher=None, rollouts={"by": "student"}, arms=[*STAGE_1, *arms], **values)
+    return {step.name: step for step in make_plan(config)}
+
+
+def stage_2(name: str, *teachers: str, **more) -> dict:
+    return {"name": name, "train": {"objective": "erpd_kl_clip"}, "signal": {"teachers": teachers, **more}}
+
+
+def test_arms_that_read_the_same_policy_share_its_scores():
+    steps = chained(stage_2("a", "extreme@8"), stage_2("b", "extreme@8", "extreme", combine="agree"))
+    scored = [name for name in steps if name.startswith("score/")]
+    assert sorted(scored) == ["score/extreme-s0", "score/extreme-s0@8", "score/reference_logprobs"]
+    assert steps["signal/a-s0"].inputs["teacher:extreme-s0@8"] == steps["signal/b-s0"].inputs["teacher:extreme-s0@8"]
+    assert steps["train/b-s0"].inputs["signal"] == "signal/b-s0"
+    assert steps["score/extreme-s0@8"].params["at"] == 8
+    assert {"eval/extreme-s0@8", "eval/extreme-s0@100"} <= set(steps)
+
+
+def test_a_contrast_is_read_at_every_step_that_it_keeps_and_matched_to_its_teacher():
+    steps = chained(stage_2("a", "extreme@8", "extreme@100", contrast="twin"))
+    made = steps["signal/a-s0"]
+    assert [role for role in made.inputs if role.startswith("contrast:")] == ["contrast:twin-s0", "contrast:twin-s0@8"]
+    assert made.params["teachers"] == [
+        {"name": "extreme-s0@8", "contrast": "twin-s0@8"}, {"name": "extreme-s0@100", "contrast": "twin-s0"},
+    ]  # fmt: skip
+    assert (made.inputs["twin_table"], made.inputs["start_table"]) == ("eval/twin-s0", "eval/base")
+
+
+def test_an_arm_that_starts_from_another_stands_on_its_merged_result_and_is_sampled_anew():
+    second = {**stage_2("second", "next"), "start": "first", "rollouts": {"by": "first", "problems": {"seed": 9}}}
+    following = {"name": "next", "start": "first", "rollouts": second["rollouts"], "train": {"objective": "erpd_sapo"}}
+    steps = chained(stage_2("first", "extreme"), second, following)
+    assert steps["train/next-s0"].inputs["base"] == "merge/first-s0" == steps["eval/next-s0"].inputs["base"]
+    assert steps["rollouts/first-s0"].inputs == {"model": "merge/first-s0"}
+    assert steps["rollouts/first-s0"].params["problems"]["seed"] == 9
+    assert (
+        steps["train/second-s0"].inputs["rollouts"] == steps["train/next-s0"].inputs["rollouts"] == "rollouts/first-s0"
+    )
+    reference = steps[steps["train/second-s0"].inputs["reference_logprobs"]]
+    assert reference.inputs == {"rollouts": "rollouts/first-s0", "base": "merge/first-s0"}
+    assert "second-s0" not in steps["measure"].inputs  # its update is no update of the student
+    original = chained(stage_2("first", "extreme"), {**second, "anchor": "original"}, following)
+    assert original[original["train/second-s0"].inputs["reference_logprobs"]].inputs == {
+        "rollouts": "rollouts/first-s0"
+    }
+    assert original["train/second-s0"].params["anchor"] == "abacus:base"
+
+
+def test_an_arm_inside_the_subspace_of_another_reads_its_run_and_what_that_started_from():
+    full = {"train": {"method": "full", "keep": [4], "num_steps": 8}}
+    arms = [
+        {"name": "inside", "start": "opd@4", "subspace": {"of": "rl@4", "k": 4}, **full},
+        {"name": "opd", **full},
+        {"name": "rl", "start": "opd", **full},
+        {"name": "chance", "subspace": {"of": "random"}, **full},
+    ]
+    steps = {step.name: step for step in make_plan(study(arms=arms, seeds=[0, 1]))}
+    inside = steps["train/inside-s1"]
+    assert inside.inputs["subspace"] == "train/rl-s1"
+    assert inside.inputs["subspace_base"] == steps["train/rl-s1"].inputs["base"] == "merge/opd-s1"
+    assert inside.inputs["base"] == "merge/opd-s1@4"
+    assert inside.params["subspace_at"] == 4
+    assert inside.params["train"]["subspace"]["k"] == 4
+    assert "subspace" not in steps["train/chance-s0"].inputs
+    assert "subspace" not in steps["train/opd-s0"].params["train"]  # what is off changes no identity
+    with pytest.raises(ConfigError, match="an adapter"):
+        make_plan(study(arms=[{"name": "a", "subspace": {}}]))
+
+
+def test_the_kl_of_every_result_and_every_kept_step_is_measured():
+    steps = chained(kl={"problems": {"world": "abacus", "split": "validation", "num": 8}})
+    measured = {name for name in steps if name.startswith("kl/")}
+    assert measured == {
+        f"kl/{n}" for n in ("base", "extreme-s0", "extreme-s0@8", "extreme-s0@100", "twin-s0", "twin-s0@8")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        (stage_2("a", "extreme@9"), r"a step that the arm keeps, received extreme@9, which keeps 8, 100"),
+        (
+            stage_2("a", "extrem"),
+            r'arms.a.signal.teachers must name an arm, received "extrem"\. Did you mean "extreme"',
+        ),
+        (stage_2("a", "extreme@x"), r'with a whole number, received "extreme@x"'),
+        (stage_2("a", "extreme@100", contrast="extreme", combine="no"), "signal.combine"),
+        ({"name": "a", "train": {"objective": "erpd_clip"}}, r'arm "a" reads a signal, received none'),
+        ({"name": "a", "teacher": "extreme"}, "read by live arms alone"),
+        ({"name": "a", "start": "a"}, "in a circle, received a-s0"),
+        ({"name": "a", "start": "extreme", "seeds": [4]}, "the same seeds"),
+        ({"name": "a", "train": {"keep": [101]}}, "steps from 1 to num_steps = 100, received 101"),
+    ],
+)
+def test_arms_that_stand_on_what_is_not_there_are_refused(tmp_path, arm, words):
+    values = {**BASIC, "rollouts": {"by": "student"}, "arms": [*STAGE_1, arm]}
+    (tmp_path / "s.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=words):
+        make_plan(load_study(str(tmp_path / "s.json")))
+
+
+def test_a_contrast_without_the_teacher_s_step_is_refused(tmp_path):
+    arms = [
+        STAGE_1[0],
+        {**STAGE_1[1], "train": {"objective": "erpd_sapo", "num_steps": 50}},
+        stage_2("a", "extreme@8", contrast="twin"),
+    ]
+    (tmp_path / "s.json").write_text(json.dumps({**BASIC, "rollouts": {"by": "student"}, "arms": arms}))
+    with pytest.raises(ConfigError, match=r'received extreme@8 and "twin" without that step'):
+        load_study(str(tmp_path / "s.json"))
+
+
+def test_the_packaged_erpd_study_shares_what_its_arms_share():
+    steps = make_plan(load_study("erpd"))
+    names = {step.name for step in steps}
+    assert sum(step.kind == "train" for step in steps) == 18 * 3
+    assert {name for name in names if name.startswith("score/sapo-s0")} == {"score/sapo-s0", "score/sapo-s0@32"}
+    assert (
+        len([step for step in steps if step.kind == "rollouts"]) == 1 + 2 * 3 + 1
+    )  # shared, two rounds a seed, for KL
+    first, *others = [step for step in steps if step.kind == "measure"]
+    assert len(first.inputs) == 14  # the first seed of every arm that starts at the student
+    assert [step.name for step in others] == ["measure/signals-1", "measure/signals-2"]
+    assert {"from-strong-s1", "sapo-s1", "ce-s1", "shuffled-s1"} < set(others[0].inputs)
+    assert not {"grpo-s1", "round-2-s1", "sapo-r2-s1"} & set(others[0].inputs)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from limbeck.batches.distributions import write_hidden
 from limbeck.batches.forward import check_head
 from limbeck.batches.score import score_rollouts, write_scores
 from limbeck.config import TrainConfig
-from limbeck.errors import ConfigError, DegenerateError, DivergedError, FolderError, ModelError
-from limbeck.folders import file_digest, read_manifest
+from limbeck.errors import ConfigError, DegenerateError, DivergedError, FolderError, ModelError, ProvenanceError
+from limbeck.folders import digest_of, file_digest, read_manifest
 from limbeck.objectives import OBJECTIVES, find, inputs, knobs
 from limbeck.rollouts.store import read_rollouts
-from limbeck.train import loop
+from limbeck.train import engine, loop
 from limbeck.train.data import prepare
-from limbeck.train.models import adapter_tensors, add_adapter, load_model
+from limbeck.train.engine import gradient, make_engine, trainable
+from limbeck.train.models import add_adapter, load_model, model_digest, trained_tensors
 from limbeck.train.record import read_metrics, update_norm
 from limbeck.train.run import RunConfig, load_run_config, train
 
 from .toy import tiny_model
 
-LOGITS = {"logits", "teacher_logits", "reference_logits"}
+LOGITS = {"teacher_logits", "reference_logits"}
 OFFLINE = [
     "sft",
     "dft",
@@ -58,13 +65,13 @@ def test_the_cut_into_micro_batches_changes_no_gradient(base, rollouts, settings
         scores = {"reference_logprobs": score_rollouts(model, rollout_set.rollouts)}
         data, _, _ = prepare(config, objective, rollout_set, scores, context=None)
         tuned = add_adapter(model, config.lora, init_seed=0).double()
-        for tensor_name, tensor in adapter_tensors(tuned).items():
+        for tensor_name, tensor in trained_tensors(tuned).items():
             if "lora_B" in tensor_name:  # at zero the A factors would have no gradient to compare
                 tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
-        student = loop.Student(tuned)
-        line = loop._step(student, data, range(min(8, len(data.items))), objective, config, 1, tmp_path)
+        student = make_engine(tuned, config)
+        line = gradient(student, data, range(min(8, len(data.items))), objective, step=1, out=tmp_path)
         logged.append({name: value for name, value in line.items() if name != "padding"})
-        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.requires_grad]))
+        gradients.append(torch.cat([p.grad.flatten() for p in trainable(student)]))
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-9, atol=1e-12)
     assert gradients[0].norm() > 0
@@ -72,21 +79,40 @@ def test_the_cut_into_micro_batches_changes_no_gradient(base, rollouts, settings
         assert line == pytest.approx(logged[0], rel=1e-9, abs=1e-12)
 
 
+def test_a_micro_batch_without_a_scored_token_is_passed_over(base, rollouts, settings, tmp_path):
+    objective, rollout_set = find("sft"), read_rollouts(rollouts)
+    config = settings.model_copy(update={"lora": settings.lora.model_copy(update={"dropout": 0.0})})
+    data, _, _ = prepare(config, objective, rollout_set, {}, context=None)
+    kept = [[float(i > 2)] * len(row.response_ids) for i, row in enumerate(data.rollouts)]
+    data, found = replace(data, columns={**data.columns, "mask": kept}), []
+    for token_budget in (1, 1 << 20):
+        tuned = add_adapter(load_model(base), config.lora, init_seed=0).double()
+        student = make_engine(tuned, config.model_copy(update={"token_budget": token_budget}))
+        line = gradient(student, data, range(8), objective, step=1, out=tmp_path)
+        found.append((line["rows"], torch.cat([p.grad.flatten() for p in trainable(student)])))
+    (alone, one), (together, other) = found
+    assert alone == together == 5
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    silent = replace(data, columns={**data.columns, "mask": [[0.0] * len(row) for row in kept]})
+    with pytest.raises(DegenerateError, match="a step needs at least one token"):
+        gradient(student, silent, range(8), objective, step=1, out=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_a_run_cut_short_ends_bit_identical(base, rollouts, settings, tmp_path, monkeypatch, name):
     changes = {"objective": name}
     run(base, rollouts, settings, tmp_path / "whole", **changes)
-    real = loop._step
+    real = loop.gradient
 
-    def dies(*args):
-        if args[5] == 8:
+    def dies(*args, **settings):
+        if settings["step"] == 8:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **settings)
 
-    monkeypatch.setattr(loop, "_step", dies)
+    monkeypatch.setattr(loop, "gradient", dies)
     with pytest.raises(KeyboardInterrupt):
         run(base, rollouts, settings, tmp_path / "cut", **changes)
-    monkeypatch.setattr(loop, "_step", real)
+    monkeypatch.setattr(loop, "gradient", real)
     run(base, rollouts, settings, tmp_path / "cut", **changes)
     whole, cut = adapter(tmp_path / "whole"), adapter(tmp_path / "cut")
     assert whole.keys() == cut.keys()
@@ -97,19 +123,19 @@ def test_a_run_cut_short_ends_bit_identical(base, rollouts, settings, tmp_path, 
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(base, rollouts, settings, tmp_path, monkeypatch):
-    real = loop._step
+    real = loop.gradient
 
-    def dies(*args):
-        if args[5] == 8:
+    def dies(*args, **settings):
+        if settings["step"] == 8:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **settings)
 
-    monkeypatch.setattr(loop, "_step", dies)
+    monkeypatch.setattr(loop, "gradient", dies)
     with pytest.raises(KeyboardInterrupt):
         run(base, rollouts, settings, tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / "step-000006" / "adapter.safetensors"
+    newest = tmp_path / "run" / "checkpoints" / "step-000006" / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
-    monkeypatch.setattr(loop, "_step", real)
+    monkeypatch.setattr(loop, "gradient", real)
     with pytest.warns(RuntimeWarning, match="step-000006 is damaged and was skipped"):
         run(base, rollouts, settings, tmp_path / "run")
     run(base, rollouts, settings, tmp_path / "whole")
@@ -117,10 +143,10 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(base, rollouts, settings
 
 
 def test_a_run_restarted_with_other_settings_is_refused_and_lists_them(base, rollouts, settings, tmp_path, monkeypatch):
-    def dies(*args):
+    def dies(*args, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_step", dies)
+    monkeypatch.setattr(loop, "gradient", dies)
     with pytest.raises(KeyboardInterrupt):
         run(base, rollouts, settings, tmp_path / "run")
     with pytest.raises(FolderError, match=r"these differ: train\.learning_rate"):
@@ -177,7 +203,7 @@ def test_stop_norm_ends_the_run_at_the_first_step_that_reaches_it(base, rollouts
 
 def test_update_norm_is_the_frobenius_norm_of_the_dense_update(base, settings):
     tuned = add_adapter(load_model(base), settings.lora, init_seed=0)
-    factors = adapter_tensors(tuned)
+    factors = trained_tensors(tuned)
     for tensor in factors.values():
         tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(3)))
     dense = sum(
@@ -199,17 +225,61 @@ def test_training_moves_the_loss_of_every_objective(base, rollouts, settings, tm
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(base, rollouts, settings, tmp_path, monkeypatch):
-    real = loop.evaluate
+    real = engine.evaluate
 
     def breaks(objective, inputs, mask, knobs):
         values = real(objective, inputs, mask, knobs)
         return type(values)(values=values.values * math.inf, metrics=values.metrics)
 
-    monkeypatch.setattr(loop, "evaluate", breaks)
+    monkeypatch.setattr(engine, "evaluate", breaks)
     with pytest.raises(DivergedError, match=r"received NaN or infinity at step 1\. .*lower train\.learning_rate"):
         run(base, rollouts, settings, tmp_path / "run")
     saved = load_file(tmp_path / "run" / "diverged" / "step-000001.safetensors")
     assert {"ids", "mask", "row_index", "logprobs"} <= saved.keys()
+
+
+@pytest.mark.parametrize("name", ["sft", "reverse_kl"])
+def test_a_student_that_is_not_finite_stops_with_its_step_and_can_be_replayed(
+    base, rollouts, settings, tmp_path, monkeypatch, name
+):
+    """Log-probs that are NaN are refused where the objective reads them: no loss is ever computed."""
+    real, rollout_set = loop.advance, read_rollouts(rollouts)
+
+    def breaks(given):
+        rate = real(given)
+        next(iter(trained_tensors(given.model).values())).fill_(math.nan)
+        return rate
+
+    monkeypatch.setattr(loop, "advance", breaks)
+    scores = {}
+    if name == "reverse_kl":
+        write_hidden(tmp_path / "teacher", rollout_set, load_model(base), model_digest="t")
+        scores = {"teacher_logits": str(tmp_path / "teacher")}
+    config = RunConfig(
+        base=base, rollouts=rollouts, scores=scores, train=settings.model_copy(update={"objective": name})
+    )
+    with pytest.raises(DivergedError, match=r"step 2: .*must be finite.*The batch \(rows p\d/\d, .*lower train"):
+        train(config, tmp_path / "run")
+    path = tmp_path / "run" / "diverged" / "step-000002.safetensors"
+    with safe_open(path, "pt") as file:
+        facts, ids, index = file.metadata(), file.get_tensor("ids"), file.get_tensor("row_index")
+    rows = [rollout_set.rollouts[i] for i in index.tolist()]
+    assert facts["objective"] == name
+    assert json.loads(facts["rows"]) == [f"{row.problem_id}/{row.sample}" for row in rows]
+    assert ids[0, : len(rows[0].prompt_ids)].tolist() == list(rows[0].prompt_ids)
+
+
+def test_a_gradient_that_is_not_finite_keeps_every_row_of_the_step(base, rollouts, settings, tmp_path, monkeypatch):
+    real = engine.total
+
+    def breaks(values, *args):  # finite, with a slope that is not
+        return real(values + (values.detach() - values).abs().sqrt(), *args)
+
+    monkeypatch.setattr(engine, "total", breaks)
+    with pytest.raises(DivergedError, match="every gradient must be finite, received NaN or infinity at step 1"):
+        run(base, rollouts, settings, tmp_path / "run", token_budget=1)
+    saved = load_file(tmp_path / "run" / "diverged" / "step-000001.safetensors")
+    assert len(saved["ids"]) == settings.batch_size
 
 
 def test_rows_that_do_not_fit_are_refused_before_training(base, rollouts, settings, tmp_path):
@@ -250,17 +320,41 @@ def test_train_config_refuses_unknown_keys():
         TrainConfig.model_validate({"learning_rat": 1.0})
 
 
-@pytest.mark.parametrize("name", sorted(n for n, o in OBJECTIVES.items() if not LOGITS & set(inputs(o))))
-def test_every_objective_that_reads_scores_trains(base, rollouts, settings, tmp_path, name):
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_every_objective_trains(base, rollouts, settings, tmp_path, name):
     objective, rollout_set = find(name), read_rollouts(rollouts)
     scores = {}
-    for role, seed in (("teacher_logprobs", 3), ("signal", 4)):
+    for role, seed, kind in (("teacher_logprobs", 3, "logprobs"), ("signal", 4, "signal")):
         if role in inputs(objective):
             columns = score_rollouts(tiny_model(seed), rollout_set.rollouts)
-            scores[role] = str(write_scores(tmp_path / role, rollout_set, columns, model_digest=str(seed)))
+            scores[role] = str(write_scores(tmp_path / role, rollout_set, columns, model_digest=str(seed), kind=kind))
+    for role in LOGITS & set(inputs(objective)):
+        frozen = load_model(base) if role == "reference_logits" else tiny_model(3)
+        digest = model_digest(base) if role == "reference_logits" else "3"
+        scores[role] = str(write_hidden(tmp_path / role, rollout_set, frozen, model_digest=digest))
     required = {knob: 0.5 for knob, what in knobs(objective).items() if what.required}
     values = settings.model_copy(update={"objective": name, "num_steps": 3, "knobs": required})
     out = train(RunConfig(base=base, rollouts=rollouts, scores=scores, train=values), tmp_path / "run")
     lines = read_metrics(out / "metrics.jsonl")
     assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in lines)
     assert len(lines) == 3
+
+
+def test_distributions_over_another_token_map_are_refused(rollouts, settings, tmp_path):
+    base = str(tmp_path / "base")
+    tiny_model().save_pretrained(base)
+    tokens = {f"w{i}": i for i in range(48)}
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(tokens, unk_token="w0"))).save_pretrained(base)
+    rollout_set = read_rollouts(rollouts)
+    values = settings.model_copy(update={"objective": "reverse_kl", "num_steps": 1})
+
+    def run_with(name, over):
+        facts = {"token_map_digest": digest_of(over)}
+        folder = write_hidden(tmp_path / name, rollout_set, tiny_model(3), model_digest="3", facts=facts)
+        config = RunConfig(base=base, rollouts=rollouts, scores={"teacher_logits": str(folder)}, train=values)
+        return train(config, tmp_path / f"run-{name}")
+
+    assert run_with("same", tokens).is_dir()
+    with pytest.raises(ProvenanceError, match=r"must be over the student's token map .* received distributions over"):
+        run_with("other", {**tokens, "w1": 2, "w2": 1})
+    assert not (tmp_path / "run-other").exists()

@@ -93,12 +93,12 @@ def test_rows_beyond_the_context_are_dropped_and_counted_for_every_objective(gpt
 
 
 def stop_at(step):
-    real = loop._step
+    real = loop.gradient
 
-    def stops(*args):
-        if args[5] == step:
+    def stops(*args, **settings):
+        if settings["step"] == step:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **settings)
 
     return stops
 
@@ -107,7 +107,7 @@ def test_a_moved_rollouts_folder_is_the_same_and_other_rollouts_are_not(
     base, rollouts, settings, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", stop_at(5))
+        patch.setattr(loop, "gradient", stop_at(5))
         with pytest.raises(KeyboardInterrupt):
             train(config_of(base, rollouts, settings), tmp_path / "run")
     other = write_rollouts(tiny_rollouts(groups=5), tmp_path / "other")

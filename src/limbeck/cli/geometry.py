@@ -1,0 +1,167 @@
+"""The verb that measures what training did to the weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limbeck.cli.options import Out, Overwrite, app
+
+OneK = Annotated[
+    list[int] | None,
+    typer.Option("--k", help="Leading directions for angles; repeatable. 1, 10 (whole weights: and 64)."),
+]
+
+
+@app.command()
+def measure(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="PEFT LoRA adapters or runs, from anywhere; or whole weights: the base, then checkpoints of it."
+        ),
+    ],
+    out: Out,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Adapters: what they were trained on; not read. Whole weights: the base, if not given first."
+        ),
+    ] = None,
+    k: OneK = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            min=20, help="Adapters: draws of the simulated nulls, 200; trajectories: orders that are tried, 50."
+        ),
+    ] = None,
+    spectra: Annotated[
+        str, typer.Option(help="Whole weights: gram (every singular value) or ritz (the leading ones, with residuals).")
+    ] = "gram",
+    nulls: Annotated[
+        str,
+        typer.Option(help="Whole weights, trajectories: nulls drawn for one matrix of each kind, for all, or none."),
+    ] = "kind",
+    pairs: Annotated[
+        bool, typer.Option("--pairs/--no-pairs", help="Whole weights: also compare every two checkpoints.")
+    ] = True,
+    only: Annotated[
+        str, typer.Option(help="Whole weights: sparsity counts changed 16-bit codes and nothing else, without nulls.")
+    ] = "",
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="The snapshots of runs that were trained with train.trajectory.")
+    ] = False,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="Whole weights: plain reads instead of mapping, for network file systems.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Matrices at a time; the machine's cores by default.")
+    ] = None,
+    seed: int = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Adapters or checkpoints to measurements.parquet: norms, ranks, cosines, angles, sparsity, each beside its null."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices side by side, one thread each
+    from limbeck.errors import ConfigError
+    from limbeck.geometry.dense.checkpoints import is_adapter, is_checkpoint, open_checkpoint
+    from limbeck.worlds import resolve
+
+    if trajectory:
+        chosen = {"draws": draws or 50, "nulls": nulls, "seed": seed}
+        _measure_trajectories(folders, out, chosen, workers=workers, overwrite=overwrite)
+        typer.echo(out)
+        return
+    whole = [is_checkpoint(resolve(str(folder))) for folder in folders]
+    if not any(whole):
+        chosen = {"ks": k or [1, 10], "draws": draws or 200, "seed": seed, "workers": workers}
+        _measure_adapters(folders, out, chosen, base=base, overwrite=overwrite)
+    elif all(whole):
+        given = [Path(base), *folders] if base else folders
+        chosen = {"ks": k or [1, 10, 64], "spectra": spectra, "nulls": nulls, "pairs": pairs, "only": only}
+        chosen |= {"seed": seed}
+        _measure_checkpoints(given, out, chosen, eager=eager, workers=workers, overwrite=overwrite)
+    else:
+        adapter = folders[whole.index(False)]
+        if not is_adapter(adapter):
+            open_checkpoint(adapter)  # says what such a folder must hold
+        raise ConfigError(
+            f"measure takes adapters alone or whole weights alone, received both ({adapter} holds no whole weights). "
+            "Leave the base out, its weights are not needed for adapters; or save the adapter merged into its base in fp32."
+        )
+    typer.echo(out)
+
+
+def _measure_trajectories(
+    folders: list[Path], out: Path, chosen: dict, *, workers: int | None, overwrite: bool
+) -> None:
+    from limbeck.folders import publish
+    from limbeck.geometry.table import write_csv, write_measurements
+    from limbeck.geometry.trajectory.suite import measure as measure_all
+    from limbeck.progress import bar
+    from limbeck.report.terminal import TRAJECTORY_SHOWN, measurement_table, short_names
+
+    facts: dict[str, object] = {"runs": [str(path) for path in folders], **chosen}
+    with publish(out, overwrite=overwrite, kind="measurements", facts=facts) as temporary:
+        with bar("measure", 1.0) as advance:
+            rows = measure_all(folders, short_names(folders), **chosen, workers=workers, progress=advance)
+        write_measurements(temporary / "measurements.parquet", rows)
+        write_csv(temporary / "measurements.csv", rows)
+    few = [row for row in rows if row.k in (0, 16) and row.null.id != "N-EXCH"]
+    typer.echo(measurement_table(few, shown=TRAJECTORY_SHOWN), err=True)
+
+
+def _measure_adapters(folders: list[Path], out: Path, chosen: dict, *, base: str | None, overwrite: bool) -> None:
+    from limbeck.folders import publish
+    from limbeck.geometry.adapters import read_adapter
+    from limbeck.geometry.suite import measure as measure_all
+    from limbeck.geometry.table import write_measurements
+    from limbeck.progress import bar
+    from limbeck.report.terminal import measurement_table, short_names
+
+    facts: dict[str, object] = {"adapters": [str(path) for path in folders]}
+    with publish(out, overwrite=overwrite, kind="measurements", facts=facts) as temporary:
+        deltas = [read_adapter(path, name=name) for path, name in zip(folders, short_names(folders), strict=True)]
+        facts["base"] = base or deltas[0].base
+        with bar("measure", 1.0) as advance:
+            shown = [0.0]
+
+            def progress(done: int, total: int) -> None:
+                advance(done / total - shown[0])
+                shown[0] = done / total
+
+            rows = measure_all(deltas, **chosen, progress=progress)
+        write_measurements(temporary / "measurements.parquet", rows)
+    typer.echo(measurement_table(rows), err=True)
+
+
+def _measure_checkpoints(
+    folders: list[Path], out: Path, chosen: dict, *, eager: bool, workers: int | None, overwrite: bool
+) -> None:
+    from limbeck.folders import claim, seal
+    from limbeck.geometry.dense.checkpoints import open_checkpoint
+    from limbeck.geometry.dense.suite import measure as measure_all
+    from limbeck.geometry.table import write_csv, write_measurements
+    from limbeck.progress import bar
+    from limbeck.report.terminal import DENSE_SHOWN, measurement_table, short_names
+    from limbeck.rollouts.journal import JOURNAL, Journal
+    from limbeck.worlds import resolve
+
+    paths = [Path(resolve(str(folder))) for folder in folders]
+    opened = [open_checkpoint(p, name=name, eager=eager) for p, name in zip(paths, short_names(paths), strict=True)]
+    claim(out, overwrite=overwrite)
+    identity = {"checkpoints": [checkpoint.identity() for checkpoint in opened], **chosen}
+    with Journal(out / JOURNAL, identity, restart=overwrite) as journal, bar("measure", 1.0) as advance:
+        rows = measure_all(
+            opened[0], opened[1:], **chosen, workers=workers, done=journal.done, keep=journal.append, progress=advance
+        )
+    write_measurements(out / "measurements.parquet", rows)
+    write_csv(out / "measurements.csv", rows)
+    (out / JOURNAL).unlink()
+    aliases = [dict(checkpoint.aliases) for checkpoint in opened]
+    seal(
+        out, kind="measurements", facts={"base": str(folders[0]), "checkpoints": folders[1:], "tied": aliases, **chosen}
+    )
+    typer.echo(measurement_table(rows, shown=DENSE_SHOWN), err=True)

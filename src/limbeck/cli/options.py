@@ -1,0 +1,37 @@
+"""The command tree that verbs hang on, and the options that several of them share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Distil reasoning with any objective on identical rollouts, see what it did to the weights, say which is better.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+study_app = typer.Typer(help="A comparison from rollouts to report.", no_args_is_help=True)
+scores_app = typer.Typer(help="Score tables from and to other programs.", no_args_is_help=True)
+world_app = typer.Typer(help="The embedded worlds.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+app.add_typer(world_app, name="world")
+app.add_typer(scores_app, name="scores")
+
+Format = Annotated[str, typer.Option("--format", help="Of a problem file: jsonl, gsm8k, math, aime or amc.")]
+FieldNames = Annotated[
+    str, typer.Option("--fields", help="In place of a format: prompt=question,answer=solution,id=uid.")
+]
+Template = Annotated[
+    str, typer.Option("--template", help="How a problem is asked, {problem} in it: '{problem} Box the answer.'")
+]
+LastNumber = Annotated[
+    bool,
+    typer.Option("--last-number", help="An answer without box or #### is its last number; the grader's id says so."),
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; must be new.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what a finished run left in --out.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a key: section.key=value. Repeatable.")]
