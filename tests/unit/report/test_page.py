@@ -7,13 +7,13 @@ import json
 import math
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.browser import CHROMIUM, opened
 
 from limbeck.folders import read_json, write_json
 from limbeck.geometry.table import read_measurements, write_measurements
@@ -23,7 +23,6 @@ from limbeck.report.parts import MAX_ROWS, Sheet
 from limbeck.types import Measurement, Null
 
 EVIL = "</script><script>window.owned=1</script><img src=x onerror=alert(1)>{{ 7*7 }}'\"\u2028 %{x} <b>"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Skeleton(HTMLParser):
@@ -306,19 +305,13 @@ def test_fifty_arms_stay_small_and_say_what_was_left_out(results: Path, tmp_path
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine, so the page is not opened in a browser")
 def test_a_browser_draws_every_figure_without_a_word_in_its_console(page: Path, tmp_path: Path):
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-        "--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path}", "--window-size=1280,30000",
-        "--virtual-time-budget=20000", "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    drawn = Skeleton(done.stdout)
-    plots = [a for t, a in drawn.elements if t == "div" and "plot" in (dict(a).get("class") or "").split()]
-    assert plots
-    assert all("js-plotly-plot" in (dict(a).get("class") or "") for a in plots)
-    assert not [a for t, a in drawn.elements if t == "img"]
-    assert "1 of 240" in text_of(drawn)
+    with opened(page, tmp_path / "profile") as tab:
+        tab.wait("document.readyState === 'complete' && document.querySelector('.plot') !== null")
+        left = "const left = document.querySelector('.plot:not(.js-plotly-plot)')"
+        tab.wait(f"(() => {{ {left}; left?.scrollIntoView(); return left === null; }})()")
+        assert not tab.said
+        assert tab.evaluate("document.querySelectorAll('img').length") == 0
+        assert "1 of 240" in tab.evaluate("document.body.textContent")
 
 
 def test_arms_over_their_seeds_have_a_table(tmp_path: Path, results: Path):
