@@ -32,14 +32,15 @@ def _accuracy(view: View) -> list[Sentence]:
 
 def _verdicts(view: View, other: str) -> list[Verdict]:
     return [
-        Verdict(view.label(p.a), p.difference, p.low, p.high, p.p_holm, p.smallest_callable, p.smallest_callable_holm)
-        for p in view.against(other)
+        Verdict(run.label, p.difference, p.low, p.high, p.p_holm, p.smallest_callable, p.smallest_callable_holm)
+        for run, p in view.against(other)
     ]
 
 
 def _seeds(view: View) -> list[Sentence]:
-    pairs = view.results.comparison.get("pairs") or []
-    return summary.decision(len(pairs), view.alpha) + summary.training_variance(view.seeds_per_arm())
+    pairs = (view.results.comparison.get("over_seeds") or view.results.comparison).get("pairs") or []
+    tests = [str(test) for test in dict.fromkeys(pair.get("test") for pair in pairs)]
+    return summary.decision(len(pairs), view.alpha, tests) + summary.training_variance(view.seeds_per_arm())
 
 
 def _geometry(view: View) -> list[Sentence]:

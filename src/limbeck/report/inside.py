@@ -151,14 +151,8 @@ NO_DIFFERENCE: Difference = (math.nan, math.nan, math.nan, math.nan)
 def _differences(whole: Whole, pairs: Sequence[tuple[Run, Run | None]]) -> list[Difference]:
     """Paired differences with their intervals and p corrected over this family."""
     found = [whole.view.over_seeds(a.arm, b.arm) if b is not None else None for a, b in pairs]
-    places = [i for i, row in enumerate(found) if row is not None]
-    adjusted = dict(zip(places, holm([number(found[i]["p"]) for i in places]), strict=True))  # type: ignore[index]
-    return [
-        NO_DIFFERENCE
-        if row is None
-        else (number(row["difference"]), number(row["low"]), number(row["high"]), adjusted[i])
-        for i, row in enumerate(found)
-    ]
+    adjusted = iter(holm([pair.p for pair in found if pair is not None]))
+    return [NO_DIFFERENCE if pair is None else (pair.difference, pair.low, pair.high, next(adjusted)) for pair in found]
 
 
 def _difference_cells(found: Difference, other: Run | None, alpha: float) -> list[Cell]:

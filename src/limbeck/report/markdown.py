@@ -51,11 +51,12 @@ def _table(table: Table) -> str:
 def _pairs(view: View) -> str:
     head = ["a", "b", "both right", "a only", "b only", "both wrong", "a - b, points", "95 %", "p (Holm)"]
     rows = [_row(_pair(view, pair)) for pair in view.results.comparison["pairs"]]
-    return "\n".join([_row(head), _row(["---"] * len(head)), *rows])
+    title = ["**Every pair at its first seed**", ""] if view.results.comparison.get("over_seeds") else []
+    return "\n".join([*title, _row(head), _row(["---"] * len(head)), *rows])
 
 
 def _pair(view: View, pair: dict) -> list[str]:
-    counts = [str(pair[name]) for name in ("both_right", "a_only", "b_only", "both_wrong")]
+    counts = [short(number(pair[name])) for name in ("both_right", "a_only", "b_only", "both_wrong")]
     low, high = (f"{100 * number(pair[name]):+.1f}" for name in ("low", "high"))
     difference = f"{100 * number(pair['difference']):+.1f}"
     labels = [_escape(view.label(pair[name])) for name in ("a", "b")]

@@ -29,11 +29,14 @@ def matrix(view: View) -> Widget:
     sheet = Sheet("pairs", Pair._fields, [list(pair) for pair in pairs if pair is not None])
     n = view.results.comparison.get("n")
     gaps = view.results.comparison.get("smallest_callable") or []
+    several = bool(view.results.comparison.get("over_seeds"))
+    tests = {pair.get("test") for pair in view.results.comparison.get("pairs", ())}
+    test = "exact McNemar test" if tests <= {"mcnemar_exact", None} else "exact sign-flip test"
     return Widget(
         kind="matrix",
-        title="Every pair, paired by problem",
+        title="Every pair at its first seed, paired by problem" if several else "Every pair, paired by problem",
         caption=(
-            "Row minus column in points; the exact McNemar test uses only problems on which the two disagree, and Holm's "
+            f"Row minus column in points; the {test} uses only problems on which the two disagree, and Holm's "
             f"correction holds for all {len(sheet.rows)} pairs together. Filled cells are called at {view.alpha:g}. An "
             "empty cell is not evidence that two arms are equal. Choose a cell to read the problems behind it."
         ),

@@ -13,14 +13,16 @@ from statistics import fmean
 from typing import Any
 
 from limbeck.report.claims import Claim
-from limbeck.report.figures import axis, legend, style, windows
-from limbeck.report.parts import Cell, Figure, Panel, Sheet, Table, label_text
+from limbeck.report.figures import axis, style, windows
+from limbeck.report.parts import Cell, Figure, Panel, Sheet, Table
 from limbeck.report.tables import name_cell
-from limbeck.report.view import Run, View
+from limbeck.report.view import Pair, Run, View
 from limbeck.report.words import NONE, bounds, compact, fixed, number, p_value, percent, points, short, span
+from limbeck.stats.multiplicity import holm
 
-WINDOWS = 15  # points of a curve of rewards: each holds hundreds of rollouts
+WINDOWS = 8  # points of a curve of rewards: each holds hundreds of rollouts
 PARTS = ("sample", "score", "measure", "update")
+DISTANCES = ("kl_student_reference_k3", "kl_student_teacher_k3", "teacher_agreement")
 
 
 @cache
@@ -35,32 +37,43 @@ def live_runs(view: View) -> list[Run]:
 
 
 def over_training(view: View) -> Figure | None:
-    """Share right of what each arm wrote while it trained: the mean over seeds in a band from the lowest to the highest."""
-    data, rows, names = [], [], []
-    for lead in live_runs(view):
-        if not lead.lead:
-            continue
+    """Share right of what each arm wrote while it trained, a panel an arm: mean and range over seeds, beside the reference."""
+    found = {}
+    for lead in (run for run in live_runs(view) if run.lead):
         curves = [_rewards(view, run) for run in live_runs(view) if run.arm == lead.arm]
         steps = [step for step, _ in curves[0]]
-        if not steps or any([step for step, _ in curve] != steps for curve in curves):
-            continue
-        values = [[100 * curve[i][1] for curve in curves] for i in range(len(steps))]
-        rows += [[lead.arm, step, fmean(v), min(v), max(v), len(v)] for step, v in zip(steps, values, strict=True)]
-        data += _band(view, lead, steps, values)
-        names.append(lead.id)
-    if not data:
+        if steps and all([step for step, _ in curve] == steps for curve in curves):
+            values = [[100 * curve[i][1] for curve in curves] for i in range(len(steps))]
+            found[lead.arm] = (lead, steps, values)
+    if not found:
         return None
-    seeds = max(row[-1] for row in rows)
+    usual = found.get(view.reference.arm) if view.reference else None
+    seen = [v for _, _, values in found.values() for row in values for v in row]
+    layout = {
+        "xaxis": axis("step"),
+        "yaxis": axis("right, %", range=[min(seen) - 2, max(seen) + 2]),
+        "showlegend": False,
+    }
+    rows = [
+        [arm, step, fmean(row), min(row), max(row), len(row)]
+        for arm, (_, steps, values) in found.items()
+        for step, row in zip(steps, values, strict=True)
+    ]
+    beside = f"; grey: the mean of {usual[0].label}" if usual else ""
     return Figure(
         title="Right while training",
         caption=(
             "Share of the student's own sampled answers that were right, over the problems of each window of steps: problems "
             "that it had not been trained on when it answered them, unless an epoch ended. Line: mean over seeds; band: "
-            f"lowest to highest of {seeds} seeds, no interval. All arms were asked the same problems in the same order."
+            f"lowest to highest of {max(row[-1] for row in rows)} seeds, no interval{beside}. At one seed all arms were asked "
+            "the same problems in the same order, so what moves together in all panels is how hard those were."
         ),
-        panels=[Panel("", data, {"xaxis": axis("step"), "yaxis": axis("right, %"), "showlegend": False})],
+        panels=[
+            Panel(lead.label, _curve(view, lead, steps, values, usual), layout)
+            for lead, steps, values in found.values()
+        ],
         sheet=Sheet("reward", ["arm", "step", "mean", "lowest", "highest", "seeds"], rows),
-        legend=legend(view, names),
+        size="small",
     )
 
 
@@ -69,55 +82,89 @@ def _rewards(view: View, run: Run) -> list[tuple[float, float]]:
     return list(zip(*windows([r for r in records if all(map(math.isfinite, r))], WINDOWS), strict=True))
 
 
-def _band(view: View, lead: Run, steps: Sequence[float], values: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    line = {**style(view, lead.id)["line"], "width": 2}
-    edge = {"type": "scatter", "mode": "lines", "x": steps, "hoverinfo": "skip", "line": {"width": 0}}
-    shade = {"fill": "tonexty", "fillcolor": line["color"], "opacity": 0.16}
-    middle = {"x": steps, "y": [fmean(v) for v in values], "line": line, "name": label_text(lead.label, 26)}
-    return [
+Curve = tuple[Run, Sequence[float], Sequence[Sequence[float]]]
+
+
+def _curve(
+    view: View, lead: Run, steps: Sequence[float], values: Sequence[Sequence[float]], usual: Curve | None
+) -> list[dict[str, Any]]:
+    line = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
+    edge = {**line, "x": steps, "line": {"width": 0}}
+    data = [
         {**edge, "y": [min(v) for v in values]},
-        {**edge, "y": [max(v) for v in values], **shade},
-        {"type": "scatter", "mode": "lines", "hoverinfo": "x+y+name", **middle},
+        {**edge, "y": [max(v) for v in values], "fill": "tonexty", "fillcolor": "@shade"},
     ]
+    if usual and usual[0] is not lead:
+        grey = {"color": "@muted", "width": 1.5, "dash": "dash"}
+        data.append({**line, "x": usual[1], "y": [fmean(v) for v in usual[2]], "line": grey})
+    own = {**style(view, lead.id)["line"], "width": 2.5}
+    return [*data, {**line, "x": steps, "y": [fmean(v) for v in values], "line": own, "hoverinfo": "x+y"}]
 
 
 def arms(view: View) -> Table | None:
-    """What every entry is worth with one answer and with several, how far it went, and what it took."""
+    """What every entry is worth with one answer and with several, and how far it went."""
     rates, runs = view.results.live.get("pass", {}), view.results.live.get("runs", {})
-    ks = sorted({k for found in rates.values() for k in found}, key=lambda k: int(k.partition("@")[2]))
+    ks = _ks(view)
     if not ks:
         return None
-    usual = _step_seconds(runs, view, "grpo")
     rows, raw = [], []
     for name, group in _groups(view, rates):
         passes = [[number(rates[run][k]["value"]) for run in group if k in rates[run]] for k in ks]
         ends = [[(number(rates[run][k]["low"]), number(rates[run][k]["high"])) for run in group] for k in ks]
         spent = [runs[run] for run in group if run in runs]
-        facts = [_mean(spent, key) for key in ("kl_student_reference_k3", "kl_student_teacher_k3", "teacher_agreement")]
-        seconds = [_mean(spent, f"seconds_{part}") for part in PARTS]
-        over = _step_seconds(runs, view, name) / usual - 1
+        facts = [_mean(spent, key) for key in DISTANCES]
         cells = [_rate(v, e) for v, e in zip(passes, ends, strict=True)]
-        cells += [Cell(fixed(fact, 3), fact) for fact in facts]
-        cells += [Cell(short(_mean(spent, "rollouts")), _mean(spent, "rollouts")), _time(seconds, over)]
-        rows.append([name_cell(view, group[0]), *cells])
-        raw.append([name, len(group), *(fmean(v) for v in passes), *facts, _mean(spent, "rollouts"), *seconds, over])
+        rows.append([name_cell(view, group[0]), *cells, *(Cell(fixed(fact, 3), fact) for fact in facts)])
+        raw.append([name, len(group), *(fmean(v) for v in passes), *facts])
     return Table(
         title="Arms, averaged over their seeds",
         caption=(
             "pass@k: chance that one of k sampled answers is right; under it the range over seeds, or for one run its 95 % "
             "interval over problems. KL to base and to teacher: k3 on the tokens that the student sampled at its last "
-            "measured step of training, nats a token; agreement: mean of min(1, teacher/student) there. Seconds of a run: "
-            "sampling and grading, the teacher's scoring, the update; other work shared the machine."
+            "measured step of training, nats a token; agreement: mean of min(1, teacher/student) there."
         ),
-        head=["arm", *ks, "KL to base", "KL to teacher", "agreement", "rollouts", "seconds"],
+        head=["arm", *ks, "KL to base", "KL to teacher", "agreement"],
+        rows=rows,
+        sheet=Sheet("onpolicy", ["arm", "seeds", *ks, *DISTANCES], raw),
+    )
+
+
+def times(view: View) -> Table | None:
+    """Where the time of every live arm went, beside GRPO's."""
+    runs = view.results.live.get("runs", {})
+    usual = _step_seconds(runs, view, "grpo")
+    rows, raw = [], []
+    for lead in (run for run in live_runs(view) if run.lead):
+        spent = [runs[run.id] for run in view.runs if run.arm == lead.arm and run.id in runs]
+        numbers = [_mean(spent, "rollouts"), *(_mean(spent, f"seconds_{part}") for part in PARTS)]
+        over = _step_seconds(runs, view, lead.arm) / usual - 1
+        share = _scoring_share(runs, view, lead.arm)
+        shares = [Cell(f"{100 * x:+.0f} %" if math.isfinite(x) else NONE, x) for x in (over, share)]
+        rows.append([name_cell(view, lead.id), *(Cell(short(x), x) for x in numbers), *shares])
+        raw.append([lead.arm, len(spent), *numbers, over, share])
+    if not rows:
+        return None
+    return Table(
+        title="Where the time of a run went, seconds",
+        caption=(
+            "Means over seeds. Sampling includes grading; scoring is the teacher's forward passes; measuring, the KL to the base "
+            "that only the record reads, is not in the last two columns: time over GRPO's, and scoring over sampling and "
+            "updating of the same runs, on which other work on the machine has less of a hold."
+        ),
+        head=["arm", "rollouts", *PARTS, "over GRPO", "scoring alone"],
         rows=rows,
         sheet=Sheet(
-            "onpolicy",
-            ["arm", "seeds", *ks, "kl_student_reference_k3", "kl_student_teacher_k3", "teacher_agreement", "rollouts",
-             *(f"seconds_{part}" for part in PARTS), "over_grpo"],
+            "onpolicy_time",
+            ["arm", "seeds", "rollouts", *(f"seconds_{part}" for part in PARTS), "over_grpo", "scoring_share"],
             raw,
         ),
-    )  # fmt: skip
+    )
+
+
+def _ks(view: View) -> list[str]:
+    """The measured pass@k, by k."""
+    found = {k for rates in view.results.live.get("pass", {}).values() for k in rates}
+    return sorted(found, key=lambda k: int(k.partition("@")[2]))
 
 
 def _groups(view: View, rates: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -147,15 +194,6 @@ def _rate(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> Cell:
     return Cell(percent(fmean(values)), fmean(values), note=note)
 
 
-def _time(seconds: Sequence[float], over: float) -> Cell:
-    known = [s for s in seconds if math.isfinite(s)]
-    if not known:
-        return Cell()
-    parts = ", ".join(f"{part} {short(s)}" for part, s in zip(PARTS, seconds, strict=True) if s and math.isfinite(s))
-    more = f"; {100 * over:+.0f} % of GRPO's" if over and math.isfinite(over) else ""
-    return Cell(short(sum(known)), sum(known), note=parts + more)
-
-
 def key_of(run: Run) -> str:
     """The published name of an arm: its objective, where its knobs are the published ones."""
     knobs = run.facts["knobs"] if isinstance(run.facts["knobs"], dict) else {}
@@ -169,35 +207,35 @@ def named(view: View) -> dict[str, Run]:
 
 
 def claims(view: View) -> list[Claim]:
-    """Every published order that the arms can test, by the test over seeds, or over problems of one seed."""
-    runs, out = named(view), []
-    for claim in printed()["claims"]:
-        found = None
-        if {claim["better"], claim["worse"]} <= runs.keys():
-            found = _difference(view, runs[claim["better"]], runs[claim["worse"]])
-        if found is None:
-            continue
-        value, low, high, p, what = found
-        verdict = "undecided" if not p < view.alpha else "reproduced" if value > 0 else "not reproduced"
-        ours = f"{points(value)} ({bounds(low, high, scale=100.0)}), Holm {p_value(p)}, {what}"
+    """Every published order that the arms can test, by the test over seeds, or over problems of one seed.
+
+    The claims were written down before any run, so Holm's correction is over these pairs and no others.
+    """
+    runs = named(view)
+    asked = [claim for claim in printed()["claims"] if {claim["better"], claim["worse"]} <= runs.keys()]
+    pairs = [(claim, _difference(view, runs[claim["better"]], runs[claim["worse"]])) for claim in asked]
+    known = [(claim, *found) for claim, found in pairs if found is not None]
+    family = f"of {len(known)}" if len(known) > 1 else "alone"
+    out = []
+    for (claim, pair, what), p in zip(known, holm([pair.p for _, pair, _ in known]), strict=True):
+        verdict = "undecided" if not p < view.alpha else "reproduced" if pair.difference > 0 else "not reproduced"
+        ours = f"{points(pair.difference)} ({bounds(pair.low, pair.high, scale=100.0)}), Holm {p_value(p)} {family}, {what}"
         out.append(Claim(claim["claim"], claim["published"], claim["status"], ours, verdict))
     return out
 
 
-def _difference(view: View, a: Run, b: Run) -> tuple[float, float, float, float, str] | None:
-    """A minus b with its interval and Holm p, over new problems and seeds where the study can say that."""
-    row = view.over_seeds(a.arm, b.arm)
-    if row is not None:
-        found = (number(row[key]) for key in ("difference", "low", "high", "p_holm"))
-        return *found, "over problems and seeds"  # type: ignore[return-value]
+def _difference(view: View, a: Run, b: Run) -> tuple[Pair, str] | None:
+    """A beside b over new problems and seeds where the study can say that, else over problems."""
+    if pair := view.over_seeds(a.arm, b.arm):
+        return pair, "over problems and seeds"
     pair = view.pair(a.id, b.id)
-    return pair and (pair.difference, pair.low, pair.high, pair.p_holm, "over problems, one seed each")
+    return pair and (pair, "over problems, one seed each")
 
 
 def accuracy(view: View) -> Table:
     """Published columns of 2609.04108 and ours."""
     spec, runs, rates = printed(), named(view), view.results.live.get("pass", {})
-    ks = sorted({k for found in rates.values() for k in found}, key=lambda k: int(k.partition("@")[2]))
+    ks = _ks(view)
     groups = dict(_groups(view, rates))
     rows, raw = [], []
     for key, values in spec["rows"].items():

@@ -20,6 +20,7 @@ from plotly.offline import get_plotlyjs
 
 from limbeck.folders import plain
 from limbeck.report import (
+    accuracies,
     answer,
     beside,
     contrasts,
@@ -89,12 +90,12 @@ def _section(id_: str, title: str, parts: list[Any], missing: str, lead: str = "
 
 
 def _accuracy(view: View) -> Section:
-    parts = [figures.forest(view), tables.accuracy(view)] if view.scored() else []
+    parts = [figures.forest(view), accuracies.over_seeds(view), accuracies.entries(view)] if view.scored() else []
     return _section("accuracy", "Accuracy", parts, "This folder holds no comparison.json, so no arm has an accuracy.")
 
 
 def _pairs(view: View) -> Section:
-    parts = [matrix.matrix(view), tables.over_seeds(view)] if view.results.comparison.get("pairs") else []
+    parts = [accuracies.pairs_over_seeds(view), matrix.matrix(view)] if view.results.comparison.get("pairs") else []
     return _section("pairs", "Paired tests", parts, "No pair of arms was compared, so there is no paired test to show.")
 
 
@@ -134,7 +135,12 @@ def _whole(whole: Whole) -> list[Section]:
 
 
 def _live(view: View) -> Section:
-    return _section("onpolicy", "On their own rollouts", [onpolicy.over_training(view), onpolicy.arms(view)], "")
+    return _section(
+        "onpolicy",
+        "On their own rollouts",
+        [onpolicy.over_training(view), onpolicy.arms(view), onpolicy.times(view)],
+        "",
+    )
 
 
 def _direction(view: View) -> Section:

@@ -84,9 +84,9 @@ def _power(alone: Sequence[float], holm: Sequence[float]) -> str:
 
 def _reach(gaps: Sequence[float]) -> str:
     known = [gap for gap in gaps if math.isfinite(gap)]
-    words = points(max(known), signed=False)
-    if min(known) < max(known):
-        words = f"{fixed(100 * min(known), 1)} to {words}, by pair"
+    words, least = points(max(known), signed=False), fixed(100 * min(known), 1)
+    if least != fixed(100 * max(known), 1):
+        words = f"{least} to {words}, by pair"
     none = len(gaps) - len(known)
     return words + (f" (and none for {none} of {len(gaps)})" if none else "")
 
@@ -95,16 +95,24 @@ def _briefly(v: Verdict) -> str:
     return f"{v.label} {points(v.difference).removesuffix(' points')} ({p_value(v.p_holm).removeprefix('p ').removeprefix('= ')})"
 
 
-def decision(num_pairs: int, alpha: float) -> list[Sentence]:
+TESTS = {
+    "mcnemar_exact": "McNemar's exact test",
+    "sign_flip_exact": "the exact sign-flip test over problems",
+    "crossed_t": "Student's t over problems and seeds",
+}
+
+
+def decision(num_pairs: int, alpha: float, tests: Sequence[str]) -> list[Sentence]:
     """How a difference is decided, once for all sentences.
 
-    >>> decision(0, 0.05)
+    >>> decision(0, 0.05, [])
     []
     """
     if not num_pairs:
         return []
+    named = " or ".join(TESTS.get(test, "the test") for test in tests)
     text = (
-        f"Decided means that McNemar's exact test is below {alpha:g} after Holm's correction over all "
+        f"Decided means that {named} is below {alpha:g} after Holm's correction over all "
         f"{count(num_pairs, 'pair')}; an interval holds for one pair at a time, so it can leave out 0 where nothing is decided."
     )
     return [Sentence("limit", text)]
@@ -137,8 +145,8 @@ def training_variance(seeds: Mapping[str, int]) -> list[Sentence]:
         who = f" for every arm but {listed(repeated)}" if repeated else ""
         return [Sentence("limit", f"One seed{who}: no claim about training variance.")]
     text = (
-        f"{min(seeds.values())} seeds an arm: accuracies are compared here at the first seed, over problems; arms over "
-        "problems and seeds together in a table of their own."
+        f"{min(seeds.values())} seeds an arm: differences of accuracy speak of new problems and new training runs; those of "
+        "the first seed alone have a table of their own."
     )
     return [Sentence("limit", text)]
 

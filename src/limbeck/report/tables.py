@@ -8,8 +8,8 @@ from typing import Any
 
 from limbeck.geometry import REASONS
 from limbeck.report.parts import Cell, Sheet, Table
-from limbeck.report.view import NOT_MEASURED, Pair, Run, View, band
-from limbeck.report.words import NONE, bounds, compact, fixed, number, p_value, percent, short
+from limbeck.report.view import NOT_MEASURED, Run, View, band
+from limbeck.report.words import NONE, bounds, compact, fixed, number, percent, short
 from limbeck.types import Measurement
 
 RANKS = ("stable_rank", "participation", "erank_energy", "erank")
@@ -28,95 +28,6 @@ def swatch(view: View, name: str) -> str:
     if run is None:
         return "swatch-teacher" if name == "teacher" else "swatch-base"
     return f"swatch-{run.color}" + ("" if run.lead else " later")
-
-
-def accuracy(view: View) -> Table:
-    """Accuracy of every entry with its interval, and its paired difference to the base and to the reference."""
-    reference = view.reference
-    held = [name for name in ("base", reference.id if reference else "") if name]
-    rows, raw = [], []
-    for arm in view.scored():
-        name, n = arm["name"], int(arm.get("n") or view.results.comparison.get("n") or 0)
-        value, low, high = (number(arm[key]) for key in ("value", "low", "high"))
-        pairs = [view.pair(name, other) for other in held]
-        rows.append(
-            [
-                name_cell(view, name),
-                Cell(percent(value), value, tone="strong"),
-                Cell(bounds(low, high, scale=100.0), low),
-                Cell(f"{int(number(arm['correct']))} / {n}" if arm.get("correct") is not None else NONE, value),
-                *(cell for pair in pairs for cell in _pair_cells(pair, view.alpha)),
-            ]
-        )
-        numbers = [x for p in pairs for x in ((p.difference, p.low, p.high, p.p, p.p_holm) if p else (None,) * 5)]
-        raw.append([name, value, low, high, arm.get("correct"), n, arm.get("method"), *numbers])
-    labels = [view.label(name) for name in held]
-    columns = [f"{what}_vs_{key}" for key in ("base", "reference")[: len(held)] for what in _PAIR_COLUMNS]
-    level = f"{100 * (1 - view.alpha):g}"
-    return Table(
-        title="Every entry",
-        caption=(
-            f"Share of problems right with its {level} % interval, and the paired difference in points to "
-            f"{' and to '.join(labels)}. The interval of an arm speaks of other problems of this kind, not of another "
-            "seed; two arms are told apart by the paired test, not by whether their intervals overlap."
-        ),
-        head=[
-            "arm", "right, %", f"{level} % interval", "count",
-            *(text for label in labels for text in (f"to {label}, points", "interval", "Holm p")),
-        ],
-        rows=rows,
-        sheet=Sheet("accuracy", ["run", "value", "low", "high", "correct", "n", "method", *columns], raw),
-    )  # fmt: skip
-
-
-_PAIR_COLUMNS = ("difference", "low", "high", "p", "p_holm")
-
-
-def _pair_cells(pair: Pair | None, alpha: float) -> list[Cell]:
-    if pair is None:
-        return [Cell(), Cell(), Cell()]
-    called = pair.p_holm < alpha
-    tone = "" if not called else "up" if pair.difference > 0 else "down"
-    plus = "+" if round(100 * pair.difference, 1) > 0 else ""
-    return [
-        Cell(f"{plus}{fixed(100 * pair.difference, 1)}", pair.difference, tone=tone),
-        Cell(bounds(pair.low, pair.high, scale=100.0), pair.low),
-        Cell(p_value(pair.p_holm).removeprefix("p ").removeprefix("= "), pair.p_holm),
-    ]
-
-
-def over_seeds(view: View) -> Table | None:
-    """Arms compared over new problems and new training runs, where the study ran several seeds; else None."""
-    found = view.results.comparison.get("over_seeds")
-    if not found:
-        return None
-    labels = {run.arm: run.label for run in view.runs if run.lead}
-    rows = [
-        [
-            Cell(str(labels.get(p["a"], p["a"]))),
-            Cell(str(labels.get(p["b"], p["b"]))),
-            Cell(" and ".join(map(str, p["seeds"]))),
-            Cell(f"{'+' if p['difference'] > 0 else ''}{fixed(100 * p['difference'], 1)}", p["difference"]),
-            Cell(bounds(p["low"], p["high"], scale=100.0), p["low"]),
-            Cell(p_value(p["p_holm"]).removeprefix("p ").removeprefix("= "), p["p_holm"]),
-            Cell(fixed(100 * number(p["smallest_callable"]), 1), number(p["smallest_callable"])),
-        ]
-        for p in found["pairs"]
-    ]
-    keys = ("a", "b", "difference", "low", "high", "p", "p_holm", "p_bh", "smallest_callable", "test", "method")
-    level = f"{100 * (1 - view.alpha):g}"
-    return Table(
-        title="Arms over their seeds",
-        caption=(
-            "A minus b in points, averaged over seeds. Intervals and tests speak of new problems and new training runs "
-            "(Student's t with problems and seeds crossed); an arm of one seed, such as the base, adds no variance of "
-            "training. The last column is the smallest difference that the test alone could have called."
-            + "".join(f" {note[0].upper()}{note[1:]}." for note in found.get("notes", ()))
-        ),
-        head=["a", "b", "seeds", "points", f"{level} % interval", "Holm p", "callable, points"],
-        rows=rows,
-        sheet=Sheet("over_seeds", list(keys), [[p.get(key) for key in keys] for p in found["pairs"]]),
-    )
 
 
 def _left_out(facts: Mapping[str, Any]) -> str:

@@ -78,6 +78,7 @@ class View:
         alpha = number(results.comparison.get("alpha"))
         self.alpha = alpha if math.isfinite(alpha) else 0.05
         self._pairs = _pairs(results.comparison)
+        self._arm_pairs = _pairs(results.comparison.get("over_seeds") or {})
         self._rows = _index(results.measurements)
         self.angle_k = self._angle_k()
 
@@ -111,24 +112,15 @@ class View:
         """The comparison of two entries, seen from ``a``."""
         return self._pairs.get((a, b))
 
-    def over_seeds(self, a: str, b: str) -> dict[str, Any] | None:
+    def over_seeds(self, a: str, b: str) -> Pair | None:
         """The comparison of two arms over problems and seeds, a minus b; None where the study made none."""
-        for row in (self.results.comparison.get("over_seeds") or {}).get("pairs", []):
-            if (row["a"], row["b"]) == (a, b):
-                return row
-            if (row["a"], row["b"]) == (b, a):
-                turned = {
-                    "difference": -number(row["difference"]),
-                    "low": -number(row["high"]),
-                    "high": -number(row["low"]),
-                }
-                return {**row, **turned, "a": a, "b": b}
-        return None
+        return self._arm_pairs.get((a, b))
 
-    def against(self, other: str, runs: Sequence[Run] | None = None) -> list[Pair]:
-        """Comparisons of the given runs (all contenders) with one entry, in the order of the study."""
-        found = (self.pair(run.id, other) for run in (self.contenders if runs is None else runs) if run.id != other)
-        return [pair for pair in found if pair is not None]
+    def against(self, other: str) -> list[tuple[Run, Pair]]:
+        """Every contender beside the base or a lead run: over problems and seeds where that was tested, else over problems."""
+        arm = self.by_id[other].arm if other in self.by_id else other
+        found = ((run, self.over_seeds(run.arm, arm) or self.pair(run.id, other)) for run in self.contenders)
+        return [(run, pair) for run, pair in found if pair is not None and run.id != other]
 
     def get(
         self, metric: str, arm: str, other: str = "", *, aggregation: str = "stacked", side: str = "", k: int = 0,

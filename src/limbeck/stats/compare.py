@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -64,6 +64,7 @@ def compare(
     seed: int = 0,
     interval: Interval = "wilson",
     mixed_templates: bool = False,
+    among: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Every arm's accuracy and every pair's difference, as JSON-ready values; NaN never appears, null does.
 
@@ -90,6 +91,7 @@ def compare(
         seed: of the bootstrap over problems (used with several samples a problem only).
         interval: of an accuracy from one sample and seed; with more it is Wilson's at the effective sample size.
         mixed_templates: accept arms that were asked through different prompt templates; the notes say so.
+        among: names of the arms whose pairs are tested; all of them by default.
 
     Raises:
         ConfigError: alpha outside (0, 1), no table, or two of one name.
@@ -100,7 +102,7 @@ def compare(
     check(given, alpha, mixed_templates=mixed_templates)
     first = given[0].tables[0]
     n = len(first.problem_ids)
-    both = list(combinations(given, 2))
+    both = list(combinations([arm for arm in given if among is None or arm.name in among], 2))
     levels = (alpha, alpha / max(len(both), 1))
     pairs = [_pair(a, b, levels, seed) for a, b in both]
     p_values = [pair["p"] for pair in pairs]

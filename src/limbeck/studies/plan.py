@@ -73,9 +73,11 @@ def _add_signalled(plan: Plan, config: StudyConfig, geometry: dict[str, Any], fi
 
 
 def _seeds_to_compare(config: StudyConfig) -> dict[str, Any]:
-    """Runs by arm, where any arm has several: such arms are compared over their seeds as well."""
-    arms = {arm.name: [run_name(arm.name, seed) for seed in config.seeds_of(arm)] for arm in config.arms}
-    return {"arms": arms} if any(len(runs) > 1 for runs in arms.values()) else {}
+    """Runs by arm, where any arm has several: arms are then compared over their seeds, and first seeds with each other."""
+    arms = {name: [name] for name in ("base", *(["teacher"] if config.teacher else []))}
+    arms |= {arm.name: [run_name(arm.name, seed) for seed in config.seeds_of(arm)] for arm in config.arms}
+    firsts = [runs[0] for runs in arms.values()]
+    return {"arms": arms, "among": firsts} if any(len(runs) > 1 for runs in arms.values()) else {}
 
 
 def _add_paths(

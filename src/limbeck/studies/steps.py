@@ -153,12 +153,11 @@ def evaluate_checkpoint(params: Params, inputs: Inputs, out: Path, tell: Tell) -
 
 
 def compare_tables(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
-    """Paired tests over all score tables, in the order given, and over the arms where some have several seeds."""
+    """Paired tests over all score tables; where some arms have several seeds, over first seeds and over arms."""
     tables = {name: read_table(path) for name, path in inputs.items()}
-    result = compare(list(tables.values()), alpha=params["alpha"])
+    result = compare(list(tables.values()), alpha=params["alpha"], among=params.get("among"))
     if arms := params.get("arms"):
-        untrained = {name: [name] for name in ("base", "teacher") if name in tables}
-        grouped = [Arm(name, tuple(tables[run] for run in runs)) for name, runs in (untrained | arms).items()]
+        grouped = [Arm(name, tuple(tables[run] for run in runs)) for name, runs in arms.items()]
         result["over_seeds"] = compare(grouped, alpha=params["alpha"])
     with folders.publish(out, kind="comparison") as temporary:
         folders.write_json(temporary / "comparison.json", result)

@@ -10,11 +10,15 @@ import pytest
 
 from limbeck.folders import read_json, write_json
 from limbeck.report import build
+from limbeck.report.accuracies import entries, over_seeds
+from limbeck.report.answer import sentences
 from limbeck.report.load import load
 from limbeck.report.markdown import markdown
-from limbeck.report.onpolicy import accuracy, arms, claims, key_of, over_training, setup
+from limbeck.report.onpolicy import accuracy, arms, claims, key_of, over_training, setup, times
 from limbeck.report.view import View
+from limbeck.report.words import MINUS, p_value
 from limbeck.stats.compare import Arm, compare
+from limbeck.stats.multiplicity import holm
 from limbeck.stats.passk import pass_at_k
 from limbeck.types import Finish, Score, ScoreTable
 
@@ -22,7 +26,7 @@ ARMS = {  # name: (objective, knobs, chance of a right answer, seconds of a teac
     "grpo": ("grpo", {}, 0.50, 0.0),
     "trrd-25": ("trrd", {"alpha": 0.25}, 0.62, 6.0),
     "trrd-50": ("trrd", {"alpha": 0.5}, 0.70, 6.0),
-    "kdrl": ("kdrl", {"beta": 0.02}, 0.71, 6.0),
+    "kdrl": ("kdrl", {"beta": 0.02}, 0.70, 6.0),
     "opd": ("opd", {}, 0.45, 6.0),
     "sft": ("sft", {}, 0.55, 0.0),
 }
@@ -38,8 +42,11 @@ def folder(tmp_path_factory):
     for arm, (_, _, chance, _) in ARMS.items():
         tables |= {f"{arm}-s{seed}": table(f"{arm}-s{seed}", ease, chance, rng) for seed in SEEDS}
     live = [arm for arm in ARMS if arm != "sft"]
-    grouped = [Arm(arm, tuple(tables[f"{arm}-s{seed}"] for seed in SEEDS)) for arm in ARMS]
-    comparison = compare(list(tables.values())) | {"over_seeds": compare(grouped)}
+    grouped = [Arm(name, (tables[name],)) for name in ("base", "teacher")]
+    grouped += [Arm(arm, tuple(tables[f"{arm}-s{seed}"] for seed in SEEDS)) for arm in ARMS]
+    firsts = [arm.tables[0].name for arm in grouped]
+    comparison = compare(list(tables.values()), among=firsts) | {"over_seeds": compare(grouped)}
+    assert len(comparison["pairs"]) == len(comparison["over_seeds"]["pairs"]) == 28
     named = [{"name": arm, "label": arm.upper(), "role": "method"} for arm in ARMS]
     write_json(out / "study.json", {"name": "live", "question": "Which?", "arms": named, "reference_arm": "grpo"})
     write_json(out / "arms.json", [run(arm, seed) for arm in ARMS for seed in SEEDS])
@@ -98,6 +105,10 @@ def test_arms_are_averaged_over_seeds_and_their_time_is_held_against_grpo(folder
     assert set(rows) == {"base", "teacher", *ARMS}
     values = [view.results.live["pass"][f"opd-s{seed}"]["pass@8"]["value"] for seed in SEEDS]
     assert rows["opd"]["pass@8"] == pytest.approx(sum(values) / 3)
+    spent = times(view)
+    assert spent is not None
+    rows = {row[0]: dict(zip(spent.sheet.columns, row, strict=True)) for row in spent.sheet.rows}
+    assert set(rows) == set(ARMS) - {"sft"}
     assert rows["opd"]["over_grpo"] == pytest.approx(0.2)
     assert rows["grpo"]["over_grpo"] == 0
 
@@ -109,8 +120,30 @@ def test_verdicts_follow_the_tests_over_seeds(folder):
     assert found["OPD answers more problems right than GRPO"].verdict == "not reproduced"
     assert "RL after OPD adds to OPD" not in found  # no such arm ran
     over = {frozenset((p["a"], p["b"])): p for p in read_json(folder / "comparison.json")["over_seeds"]["pairs"]}
+    asked = [over[frozenset(pair)]["p"] for pair in (("trrd-50", "grpo"), ("trrd-50", "kdrl"), ("opd", "grpo"))]
+    for claim, p in zip(
+        found.values(), holm(asked), strict=True
+    ):  # corrected for the claims, which came before the runs
+        assert f"Holm {p_value(p)} of 3" in claim.ours
     points = 100 * abs(over[frozenset(("trrd-50", "grpo"))]["difference"])
     assert f"+{points:.1f} points" in found["TRRD answers more problems right than GRPO"].ours
+
+
+def test_arms_stand_over_their_seeds_and_every_answer_is_counted(folder):
+    view = View(load(folder))
+    over, first = over_seeds(view), entries(view)
+    assert over is not None
+    rows = {row[0].text: [cell.text for cell in row] for row in over.rows}
+    found = {arm["name"]: arm for arm in view.results.comparison["over_seeds"]["arms"]}
+    assert rows["OPD"][3] == f"{found['opd']['correct']} / {PROBLEMS * SAMPLES * len(SEEDS)}"
+    assert rows["base"][3].endswith(f"/ {PROBLEMS * SAMPLES}")
+    pair = view.over_seeds("opd", "base")
+    assert pair is not None
+    assert rows["OPD"][4] == f"{100 * pair.difference:+.1f}".replace("-", MINUS)
+    assert {row[3].text.split("/")[1] for row in first.rows} == {f" {PROBLEMS * SAMPLES}"}
+    said = " ".join(sentence.text for sentence in sentences(view))
+    assert "Student's t over problems and seeds is below 0.05 after Holm's correction over all 28 pairs" in said
+    assert f"OPD {rows['OPD'][4]}" in said
 
 
 def test_only_the_published_mixture_stands_in_the_published_column(folder):

@@ -73,6 +73,13 @@ def test_family_of_three_is_corrected():
     assert result["pairs"][2]["smallest_callable_holm"] is None
 
 
+def test_pairs_among_some_of_the_arms_are_a_family_of_their_own():
+    third = single("c", 10, 0, 0, 20)
+    some = compare([A, B, third], among=["a", "c"])
+    assert [arm["name"] for arm in some["arms"]] == ["a", "b", "c"]
+    assert some["pairs"] == compare([A, third])["pairs"]
+
+
 def test_identical_arms():
     pair = compare([A, replace(A, name="again")])["pairs"][0]
     assert (pair["p"], pair["difference"], pair["smallest_callable"]) == (1.0, 0.0, None)

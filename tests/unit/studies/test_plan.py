@@ -144,7 +144,8 @@ def test_seeds_are_compared_as_a_level_where_there_are_several():
         {step.name: step for step in make_plan(study(arms=[{"name": "sft"}], seeds=seeds))} for seeds in ([0], [0, 1])
     )
     assert "arms" not in one["compare"].params
-    assert two["compare"].params["arms"] == {"sft": ["sft-s0", "sft-s1"]}
+    assert two["compare"].params["arms"] == {"base": ["base"], "teacher": ["teacher"], "sft": ["sft-s0", "sft-s1"]}
+    assert two["compare"].params["among"] == ["base", "teacher", "sft-s0"]
 
 
 def tuned(**values) -> StudyConfig:
