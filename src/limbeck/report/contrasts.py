@@ -147,10 +147,10 @@ def survival(view: View) -> Table | None:
         title="What of stage 1 is left in stage 2",
         caption=(
             "Means over seeds, under them the 95 % interval over seeds (Student's). Cosine of all matrices together, chance: its "
-            f"null at the first seed; overlap of the leading {view.angle_k} directions; length of the stage-2 update over its "
-            "teacher's; kept: cosine times length, the share of the teacher's update that is found again. A teacher at a "
-            "step that it keeps stands here by its end. Cosines and angles to other arms, on-policy GRPO among them, stand "
-            "under direction and subspaces."
+            f"null at the first seed; overlap: mean squared cosine of the {view.angle_k} leading output directions (sim_K), mean "
+            "over matrices; length of the stage-2 update over its teacher's; kept: cosine times length, the share of the teacher's "
+            "update that is found again. A teacher at a step that it keeps stands here by its end. Cosines and angles to other "
+            "arms, on-policy GRPO among them, stand under direction and subspaces."
         ),
         head=["stage 2", "stage 1", "seeds", "cosine", "leading overlap", "length", "kept", "chance"],
         rows=rows,
@@ -174,7 +174,7 @@ def _kept(view: View, arm: str, teacher: str) -> list[Kept]:
         cosine = view.get("cosine", run.id, other.id) if other else None
         if other is None or cosine is None or not math.isfinite(cosine.value):
             continue
-        overlap = view.get("leading_overlap", run.id, other.id, aggregation="module-mean", k=view.angle_k).value
+        overlap = view.get("mean_cos2", run.id, other.id, aggregation="module-mean", side="left", k=view.angle_k).value
         own, theirs = (view.get("frobenius_norm", r.id).value for r in (run, other))
         out.append(Kept(cosine.value, overlap, own / theirs, (cosine.null.q05, cosine.null.q95)))
     return out

@@ -170,6 +170,8 @@ def test_what_is_left_of_stage_1_is_the_cosine_with_its_chance(view):
     found = dict(zip(contrasts.survival(view).sheet.columns, row, strict=True))
     assert (found["arm"], found["teacher"], found["seeds"], found["cosine"]) == ("rft", "sft", 1, cosine)
     assert found["share"] == pytest.approx(cosine * found["length"])
+    place = {"aggregation": "module-mean", "side": "left", "k": view.angle_k}
+    assert 0 < found["overlap"] == view.get("mean_cos2", "rft-s0", "sft-s0", **place).value
     assert found["null_q05"] < found["null_q95"] < cosine
 
 
