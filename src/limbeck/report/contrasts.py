@@ -148,9 +148,9 @@ def survival(view: View) -> Table | None:
         caption=(
             "Means over seeds, under them the 95 % interval over seeds (Student's). Cosine of all matrices together, chance: its "
             f"null at the first seed; overlap: mean squared cosine of the {view.angle_k} leading output directions (sim_K), mean "
-            "over matrices; length of the stage-2 update over its teacher's; kept: cosine times length, the share of the teacher's "
-            "update that is found again. A teacher at a step that it keeps stands here by its end. Cosines and angles to other "
-            "arms, on-policy GRPO among them, stand under direction and subspaces."
+            "over matrices; length of the stage-2 update over its teacher's; kept: cosine times length, the share of the "
+            "teacher's update that is found again. A teacher at a step that it keeps stands here by its end. Cosines and angles "
+            "to other arms, on-policy GRPO among them, stand under direction and subspaces."
         ),
         head=["stage 2", "stage 1", "seeds", "cosine", "leading overlap", "length", "kept", "chance"],
         rows=rows,
