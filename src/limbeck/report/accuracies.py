@@ -37,7 +37,7 @@ def over_seeds(view: View) -> Table | None:
     held = ["base", *([view.reference.arm] if view.reference else [])]
     leads = {run.arm: run.id for run in view.leads}
     arms = [
-        (arm, leads.get(arm["name"], arm["name"]), [view.over_seeds(arm["name"], other) for other in held])
+        (arm, leads.get(str(arm["name"]), str(arm["name"])), [view.over_seeds(arm["name"], other) for other in held])
         for arm in found.get("arms", ())
     ]
     return _table(

@@ -27,7 +27,7 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
 def style(view: View, name: str) -> dict[str, Any]:
     """Line and marker of a run: color and symbol by arm, dotted and open for seeds beyond the first."""
     color, run = view.color(name), view.by_id.get(name)
-    symbol = SYMBOLS[run.color % len(SYMBOLS)] if run else "diamond-tall"
+    symbol = SYMBOLS[run.shape] if run else "diamond-tall"
     later = run is not None and not run.lead
     return {
         "line": {"color": color, "width": 2, "dash": "dot" if later else "solid"},

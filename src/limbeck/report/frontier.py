@@ -131,7 +131,7 @@ def _trace(view: View, lead: Run, shown: Sequence[Place]) -> dict[str, Any]:
         "type": "scatter", "mode": "lines+markers" if len(shown) > 1 else "markers", "line": {"color": color, "width": 1},
         "x": [k.mean for k in kl], "y": [100 * a.mean for a in accuracy],
         "error_x": _bars(kl, color, 1.0), "error_y": _bars(accuracy, color, 100.0),
-        "marker": {"color": color, "symbol": SYMBOLS[lead.color % len(SYMBOLS)],
+        "marker": {"color": color, "symbol": SYMBOLS[lead.shape],
                    "size": [6 if p.step is not None else 11 for p in shown]},
         "text": [label_text(t, 160) for t in text], "hoverinfo": "text",
     }  # fmt: skip

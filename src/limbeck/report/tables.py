@@ -27,7 +27,7 @@ def swatch(view: View, name: str) -> str:
     run = view.by_id.get(name)
     if run is None:
         return "swatch-teacher" if name == "teacher" else "swatch-base"
-    return f"swatch-{run.color}" + ("" if run.lead else " later")
+    return f"swatch-{run.color} shape-{run.shape}" + ("" if run.lead else " later")
 
 
 def _left_out(facts: Mapping[str, Any]) -> str:

@@ -26,7 +26,10 @@ NOT_MEASURED = Measurement(metric="", aggregation="", value=math.nan, unit="", r
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run as the report names it. ``lead`` is the first seed of its arm; ``color`` belongs to the arm."""
+    """One run as the report names it. ``lead`` is the first seed of its arm; ``color`` and ``shape`` belong to the arm.
+
+    Where colors come round again, shapes are shifted by one: the ninth arm has the first one's color and the second one's shape.
+    """
 
     id: str
     arm: str
@@ -36,6 +39,7 @@ class Run:
     note: str
     lead: bool
     color: int
+    shape: int
     facts: dict[str, Any]
 
 
@@ -172,6 +176,7 @@ def _runs(results: Results) -> tuple[Run, ...]:
         lead = facts["arm"] not in seen
         seen.add(facts["arm"])
         label = str(arm.get("label") or facts["arm"])
+        place = order.index(facts["arm"])
         runs.append(
             Run(
                 id=facts["run"],
@@ -181,7 +186,8 @@ def _runs(results: Results) -> tuple[Run, ...]:
                 role=str(facts["role"] or arm.get("role") or "method"),
                 note=str(arm.get("note") or ""),
                 lead=lead,
-                color=order.index(facts["arm"]) % NUM_COLORS,
+                color=place % NUM_COLORS,
+                shape=(place + place // NUM_COLORS) % NUM_COLORS,
                 facts=facts,
             )
         )
@@ -191,7 +197,9 @@ def _runs(results: Results) -> tuple[Run, ...]:
 def _as_repeat(run: Run, runs: Sequence[Run]) -> Run:
     """A null arm that repeats another arm's recipe takes its color and no longer leads: it is one more seed of it."""
     twin = next((other for other in runs if other.arm != run.arm and other.lead and _repeats(other, run)), None)
-    return replace(run, lead=False, color=twin.color) if twin is not None and run.role == "null" else run
+    return (
+        replace(run, lead=False, color=twin.color, shape=twin.shape) if twin is not None and run.role == "null" else run
+    )
 
 
 def _seed_pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:

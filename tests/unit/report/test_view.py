@@ -127,6 +127,12 @@ def test_a_color_belongs_to_an_arm_and_base_and_teacher_have_none(view: View):
     assert (view.color("base"), view.color("teacher")) == ("@base", "@teacher")
 
 
+def test_no_two_of_many_arms_look_alike():
+    runs = made(arms=[run(f"arm-{n}", 0, learning_rate=float(n)) for n in range(24)]).runs
+    assert len({(r.color, r.shape) for r in runs}) == 24
+    assert [(r.color, r.shape) for r in (runs[0], runs[8], runs[16])] == [(0, 0), (0, 1), (0, 2)]
+
+
 BARRIER = "A sharp barrier stands between RIFT and DPO"
 SHORT = "DPO moves the weights least"
 NOT_APART = "DPO is not told apart from the base"
