@@ -85,6 +85,11 @@ class Table:
         return self.rows[:MAX_ROWS]
 
     @property
+    def folded(self) -> int:
+        """How many of them are shown only when asked for."""
+        return max(0, len(self.shown) - self.first) if self.first else 0
+
+    @property
     def left(self) -> int:
         """How many rows are in the sheet alone."""
         return len(self.rows) - len(self.shown)

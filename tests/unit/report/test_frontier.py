@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,10 @@ def test_factors_and_differences_stand_with_their_intervals(view):
     assert rise == ["sft", 8, 0.16, 0.1, 0.22, 0.002, -0.15, -0.2, -0.1, 0.004]
     assert end[:3] == ["sft", 12, 0.01]
     assert all(math.isnan(x) for x in end[6:])
-    (beside,) = contrasts.beside(view).sheet.rows
+    table = contrasts.beside(view)
+    assert table.folded == 0  # one row of at most 24, which asks for no button
+    assert replace(table, rows=list(table.rows) * 30).folded == 6
+    (beside,) = table.sheet.rows
     assert beside[:4] == ["sft@8", "dpo", "best of both", 0.2]
 
 

@@ -108,7 +108,7 @@
 
   document.querySelectorAll("table[data-fold]").forEach((table) => {
     const button = document.createElement("button");
-    const label = () => { button.textContent = table.classList.contains("fold") ? `Show ${table.dataset.fold} more pairs` : "Show fewer"; };
+    const label = () => { button.textContent = table.classList.contains("fold") ? `Show ${table.dataset.fold} more rows` : "Show fewer"; };
     button.type = "button";
     button.className = "quiet unfold";
     button.addEventListener("click", () => { table.classList.toggle("fold"); label(); });
