@@ -80,11 +80,15 @@ def test_power_prints_needs_and_what_is_at_hand():
 
 
 def test_a_study_of_several_seeds_compares_its_arms_over_them(tables, tmp_path):
-    arms = {"sft": ["sft-s0", "sft-s1"], "dpo": ["dpo-s0", "dpo-s1"]}
+    arms = {"base": ["base"], "sft": ["sft-s0", "sft-s1"], "dpo": ["dpo-s0", "dpo-s1"]}
     inputs = {name: Path(path) for name, path in tables.items()}
-    compare_tables({"alpha": 0.05, "arms": arms}, inputs, tmp_path / "out", lambda share: None)
+    params = {"alpha": 0.05, "arms": arms, "among": ["base", "sft-s0", "dpo-s0"]}
+    compare_tables(params, inputs, tmp_path / "out", lambda share: None)
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert {pair["test"] for pair in result["pairs"]} == {"mcnemar_exact"}  # run by run
+    assert {pair["test"] for pair in result["pairs"]} == {"mcnemar_exact"}  # run by run, first seeds alone
+    firsts = {("base", "sft-s0"), ("base", "dpo-s0"), ("sft-s0", "dpo-s0")}
+    assert {(pair["a"], pair["b"]) for pair in result["pairs"]} == firsts
+    assert len(result["arms"]) == len(tables)
     assert [(arm["name"], arm["seeds"]) for arm in result["over_seeds"]["arms"]] == [
         ("base", 1),
         ("sft", 2),
