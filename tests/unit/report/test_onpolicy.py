@@ -111,6 +111,8 @@ def test_arms_are_averaged_over_seeds_and_their_time_is_held_against_grpo(folder
     assert set(rows) == set(ARMS) - {"sft"}
     assert rows["opd"]["over_grpo"] == pytest.approx(0.2)
     assert rows["grpo"]["over_grpo"] == 0
+    assert rows["opd"]["scoring_share"] == pytest.approx(6 / (10 + 20))  # by hand: teacher over sampling and updating
+    assert (rows["opd"]["rollouts"], rows["opd"]["seconds_update"]) == (640, 20)
 
 
 def test_verdicts_follow_the_tests_over_seeds(folder):
