@@ -57,6 +57,25 @@ def bars() -> Iterator[Callable[[str, float, float], None]]:
         yield show
 
 
+def counted(tell: Callable[[float], None], total: float = 1.0) -> Callable[[float], None]:
+    """Turns "so much more is done", of a total, into the share that is done so far.
+
+    >>> advance = counted(print, 4)
+    >>> advance(1), advance(2)
+    0.25
+    0.75
+    (None, None)
+    """
+    done = 0.0
+
+    def advance(amount: float) -> None:
+        nonlocal done
+        done += amount
+        tell(min(done / max(total, 1e-12), 1.0))
+
+    return advance
+
+
 def _plain() -> Callable[[str, float, float], None]:
     start = time.monotonic()
     last = -QUIET_SECONDS

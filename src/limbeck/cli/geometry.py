@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from limbeck.cli.options import Out, Overwrite, app
+
+if TYPE_CHECKING:  # a verb imports what it needs when it runs
+    from limbeck.geometry.dense.checkpoints import Checkpoint
+    from limbeck.types import Measurement
 
 OneK = Annotated[
     list[int] | None,
@@ -54,6 +59,12 @@ def measure(
     trajectory: Annotated[
         bool, typer.Option("--trajectory", help="The snapshots of runs that were trained with train.trajectory.")
     ] = False,
+    successive: Annotated[
+        bool,
+        typer.Option(
+            "--successive", help="Whole weights: the checkpoints are one run's, in order; the rows of --trajectory."
+        ),
+    ] = False,
     eager: Annotated[
         bool, typer.Option("--eager", help="Whole weights: plain reads instead of mapping, for network file systems.")
     ] = False,
@@ -75,7 +86,16 @@ def measure(
         typer.echo(out)
         return
     whole = [is_checkpoint(resolve(str(folder))) for folder in folders]
-    if not any(whole):
+    if successive and not all(whole):
+        raise ConfigError(
+            f"--successive takes whole weights, received {folders[whole.index(False)]} without. Of adapters, a run that was "
+            "trained with train.trajectory has snapshots: --trajectory."
+        )
+    if successive:
+        given = [Path(base), *folders] if base else folders
+        chosen = {"draws": draws or 50, "nulls": nulls, "seed": seed}
+        _measure_successive(given, out, chosen, eager=eager, workers=workers, overwrite=overwrite)
+    elif not any(whole):
         chosen = {"ks": k or [1, 10], "draws": draws or 200, "seed": seed, "workers": workers}
         _measure_adapters(folders, out, chosen, base=base, overwrite=overwrite)
     elif all(whole):
@@ -98,19 +118,45 @@ def _measure_trajectories(
     folders: list[Path], out: Path, chosen: dict, *, workers: int | None, overwrite: bool
 ) -> None:
     from limbeck.folders import publish
-    from limbeck.geometry.table import write_csv, write_measurements
     from limbeck.geometry.trajectory.suite import measure as measure_all
     from limbeck.progress import bar
-    from limbeck.report.terminal import TRAJECTORY_SHOWN, measurement_table, short_names
+    from limbeck.report.terminal import short_names
 
     facts: dict[str, object] = {"runs": [str(path) for path in folders], **chosen}
     with publish(out, overwrite=overwrite, kind="measurements", facts=facts) as temporary:
         with bar("measure", 1.0) as advance:
             rows = measure_all(folders, short_names(folders), **chosen, workers=workers, progress=advance)
-        write_measurements(temporary / "measurements.parquet", rows)
-        write_csv(temporary / "measurements.csv", rows)
-    few = [row for row in rows if row.k in (0, 16) and row.null.id != "N-EXCH"]
-    typer.echo(measurement_table(few, shown=TRAJECTORY_SHOWN), err=True)
+        _write(temporary, rows)
+    _show_course(rows)
+
+
+def _measure_successive(
+    folders: list[Path], out: Path, chosen: dict, *, eager: bool, workers: int | None, overwrite: bool
+) -> None:
+    """Checkpoints of one run: first the snapshots that it would have recorded, each finished one kept, then their rows."""
+    from limbeck.folders import claim, seal
+    from limbeck.geometry.trajectory.checkpoints import record, steps_of
+    from limbeck.geometry.trajectory.suite import measure as measure_all
+    from limbeck.progress import bar
+    from limbeck.report.terminal import short_names
+    from limbeck.rollouts.journal import JOURNAL, Journal
+
+    opened = _opened(folders, eager)
+    steps = steps_of(folders[1:])
+    claim(out, overwrite=overwrite)
+    identity = {"checkpoints": [checkpoint.identity() for checkpoint in opened], "steps": steps}
+    with Journal(out / JOURNAL, identity, restart=overwrite) as journal, bar("read", 1.0) as advance:
+        record(
+            opened[0], opened[1:], steps, out, workers=workers, done=journal.done, keep=journal.append, progress=advance
+        )
+    with bar("measure", 1.0) as advance:
+        rows = measure_all([out], [short_names([out])[0]], **chosen, workers=workers, progress=advance)
+    _write(out, rows)
+    (out / JOURNAL).unlink()
+    seal(
+        out, kind="measurements", facts={"base": str(folders[0]), "checkpoints": folders[1:], "steps": steps, **chosen}
+    )
+    _show_course(rows)
 
 
 def _measure_adapters(folders: list[Path], out: Path, chosen: dict, *, base: str | None, overwrite: bool) -> None:
@@ -126,13 +172,7 @@ def _measure_adapters(folders: list[Path], out: Path, chosen: dict, *, base: str
         deltas = [read_adapter(path, name=name) for path, name in zip(folders, short_names(folders), strict=True)]
         facts["base"] = base or deltas[0].base
         with bar("measure", 1.0) as advance:
-            shown = [0.0]
-
-            def progress(done: int, total: int) -> None:
-                advance(done / total - shown[0])
-                shown[0] = done / total
-
-            rows = measure_all(deltas, **chosen, progress=progress)
+            rows = measure_all(deltas, **chosen, progress=advance)
         write_measurements(temporary / "measurements.parquet", rows)
     typer.echo(measurement_table(rows), err=True)
 
@@ -141,27 +181,46 @@ def _measure_checkpoints(
     folders: list[Path], out: Path, chosen: dict, *, eager: bool, workers: int | None, overwrite: bool
 ) -> None:
     from limbeck.folders import claim, seal
-    from limbeck.geometry.dense.checkpoints import open_checkpoint
     from limbeck.geometry.dense.suite import measure as measure_all
-    from limbeck.geometry.table import write_csv, write_measurements
     from limbeck.progress import bar
-    from limbeck.report.terminal import DENSE_SHOWN, measurement_table, short_names
+    from limbeck.report.terminal import DENSE_SHOWN, measurement_table
     from limbeck.rollouts.journal import JOURNAL, Journal
-    from limbeck.worlds import resolve
 
-    paths = [Path(resolve(str(folder))) for folder in folders]
-    opened = [open_checkpoint(p, name=name, eager=eager) for p, name in zip(paths, short_names(paths), strict=True)]
+    opened = _opened(folders, eager)
     claim(out, overwrite=overwrite)
     identity = {"checkpoints": [checkpoint.identity() for checkpoint in opened], **chosen}
     with Journal(out / JOURNAL, identity, restart=overwrite) as journal, bar("measure", 1.0) as advance:
         rows = measure_all(
             opened[0], opened[1:], **chosen, workers=workers, done=journal.done, keep=journal.append, progress=advance
         )
-    write_measurements(out / "measurements.parquet", rows)
-    write_csv(out / "measurements.csv", rows)
+    _write(out, rows)
     (out / JOURNAL).unlink()
     aliases = [dict(checkpoint.aliases) for checkpoint in opened]
     seal(
         out, kind="measurements", facts={"base": str(folders[0]), "checkpoints": folders[1:], "tied": aliases, **chosen}
     )
     typer.echo(measurement_table(rows, shown=DENSE_SHOWN), err=True)
+
+
+def _opened(folders: Sequence[Path], eager: bool) -> list[Checkpoint]:
+    """The base first, then checkpoints, under names that tell them apart."""
+    from limbeck.geometry.dense.checkpoints import open_checkpoint
+    from limbeck.report.terminal import short_names
+    from limbeck.worlds import resolve
+
+    paths = [Path(resolve(str(folder))) for folder in folders]
+    return [open_checkpoint(p, name=name, eager=eager) for p, name in zip(paths, short_names(paths), strict=True)]
+
+
+def _write(folder: Path, rows: Sequence[Measurement]) -> None:
+    from limbeck.geometry.table import write_csv, write_measurements
+
+    write_measurements(folder / "measurements.parquet", rows)
+    write_csv(folder / "measurements.csv", rows)
+
+
+def _show_course(rows: Sequence[Measurement]) -> None:
+    from limbeck.report.terminal import TRAJECTORY_SHOWN, measurement_table
+
+    few = [row for row in rows if row.k in (0, 16) and row.null.id != "N-EXCH"]
+    typer.echo(measurement_table(few, shown=TRAJECTORY_SHOWN), err=True)

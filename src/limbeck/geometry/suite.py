@@ -6,14 +6,10 @@ Numbers do not depend on the number of workers: each module draws from its own g
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
-import torch
 
 from limbeck.errors import ConfigError
 from limbeck.geometry import nulls
@@ -21,6 +17,7 @@ from limbeck.geometry.arm_rows import norm_rows, spectrum_rows
 from limbeck.geometry.compare import ModuleRecord, Plan, compare_module
 from limbeck.geometry.delta import check_comparable, place
 from limbeck.geometry.pair_rows import direction_rows, sign_rows, subspace_rows
+from limbeck.geometry.parallel import side_by_side
 from limbeck.types import Delta, Measurement
 
 _POOL = 1000  # Haar frames per rank, paired anew for every module
@@ -34,7 +31,7 @@ def measure(
     seed: int = 0,
     signs: bool = False,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> list[Measurement]:
     """Measure updates of one base, alone and in pairs, without a model.
 
@@ -45,7 +42,7 @@ def measure(
         seed: of every null; the same seed gives the same table.
         signs: also compare signs entry by entry, which costs O(out * in * rank) per pair.
         workers: modules compared at a time, each with one BLAS thread; None takes the machine's cores, at most 8.
-        progress: called with (modules done, modules in all).
+        progress: called with the share of the work just done.
 
     Returns:
         Rows in a fixed order. Cosines, orthogonal fractions, signs and right-side numbers of a pair are NaN with
@@ -84,28 +81,13 @@ def _compare_all(
     *,
     seed: int,
     workers: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[float], None] | None,
 ) -> list[ModuleRecord]:
     def compare(index: int) -> ModuleRecord:
         rng = np.random.default_rng([seed, 4, index])
-        return compare_module([d.modules[names[index]] for d in deltas], plan, rng)
+        record = compare_module([d.modules[names[index]] for d in deltas], plan, rng)
+        if progress is not None:
+            progress(1 / len(names))
+        return record
 
-    records: list[ModuleRecord] = []
-    count = workers or min(os.cpu_count() or 1, 8)
-    with _one_blas_thread(), ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for record in pool.map(compare, range(len(names))):
-            records.append(record)
-            if progress is not None:
-                progress(len(records), len(names))
-    return records
-
-
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Thin QR on several threads is about 15 times slower than on one; cores are used by modules side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return side_by_side(compare, range(len(names)), workers=workers)

@@ -16,6 +16,7 @@ from limbeck.evals.tables import read_table, write_table
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.suite import measure
 from limbeck.geometry.table import write_measurements
+from limbeck.progress import counted
 from limbeck.rollouts.sample import Decoding
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.stats.compare import Arm, compare
@@ -31,18 +32,6 @@ from limbeck.train.run import check, train
 Params = dict[str, Any]
 Inputs = dict[str, Path]
 Tell = Callable[[float], None]
-
-
-def _counter(tell: Tell, total: int) -> Callable[[int], None]:
-    """Turns "so many more are done" into a share."""
-    done = 0
-
-    def advance(num: int) -> None:
-        nonlocal done
-        done += num
-        tell(min(done / max(total, 1), 1.0))
-
-    return advance
 
 
 def rollouts(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
@@ -63,7 +52,7 @@ def rollouts(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
         decoding,
         samples=params["samples"],
         source={"model": params.get("by") or params["teacher"], "model_digest": model_digest(writer)},
-        advance=_counter(tell, len(problems) * params["samples"]),
+        advance=counted(tell, len(problems) * params["samples"]),
     )
     write_rollouts(rollout_set, out)
 
@@ -71,7 +60,7 @@ def rollouts(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
 def score(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
     """What a frozen model, or a result, says of every rollout: log-probs, or hidden states with its head."""
     rollout_set = read_rollouts(inputs["rollouts"])
-    passes = {"token_budget": params["token_budget"], "advance": _counter(tell, len(rollout_set))}
+    passes = {"token_budget": params["token_budget"], "advance": counted(tell, len(rollout_set))}
     with opened(result(params, inputs)) as checkpoint:
         digest, model = scorer_digest(checkpoint.identity), checkpoint.model
         if "keep" in params:
@@ -108,7 +97,7 @@ def train_arm(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
         train=settings,
         live=live,
     )
-    train(config, out, advance=_counter(tell, settings.num_steps))
+    train(config, out, advance=counted(tell, settings.num_steps))
 
 
 def _directions(settings: TrainConfig, params: Params, inputs: Inputs) -> SubspaceConfig:
@@ -147,7 +136,7 @@ def evaluate_checkpoint(params: Params, inputs: Inputs, out: Path, tell: Tell) -
             name=params["name"],
             num_samples=samples,
             identity=checkpoint.identity,
-            advance=_counter(tell, len(problems) * samples),
+            advance=counted(tell, len(problems) * samples),
         )
     write_table(table, out)
 
@@ -166,9 +155,7 @@ def compare_tables(params: Params, inputs: Inputs, out: Path, tell: Tell) -> Non
 def measure_runs(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
     """The weight-space table over all runs."""
     deltas = [read_adapter(path, name=run) for run, path in inputs.items()]
-    rows = measure(
-        deltas, ks=params["ks"], draws=params["draws"], workers=1, progress=lambda done, total: tell(done / total)
-    )
+    rows = measure(deltas, ks=params["ks"], draws=params["draws"], workers=1, progress=counted(tell))
     with folders.publish(out, kind="measurements") as temporary:
         write_measurements(temporary / "measurements.parquet", rows)
 

@@ -20,6 +20,7 @@ from limbeck.geometry.dense.checkpoints import open_checkpoint
 from limbeck.geometry.dense.suite import measure
 from limbeck.geometry.table import write_measurements
 from limbeck.geometry.trajectory.suite import measure as measure_trajectory
+from limbeck.progress import counted
 from limbeck.studies.config import StudyConfig
 from limbeck.studies.runs import Point, Runs, run_name
 from limbeck.studies.step import Plan
@@ -79,7 +80,7 @@ def measure_weights(params: Params, inputs: Inputs, out: Path, tell: Callable[[f
     tuned = [open_checkpoint(_folder(inputs[point.run], point.step), name=point.name) for point in points]
     pairs = [(a, b) for a, b in params["pairs"]]
     rows = measure(
-        base, tuned, ks=params["ks"], pairs=pairs, only="pairs" if pairs else "", progress=_summed(tell),
+        base, tuned, ks=params["ks"], pairs=pairs, only="pairs" if pairs else "", progress=counted(tell),
         workers=torch.get_num_threads(),
     )  # fmt: skip
     steps = {point.name: point for point in points}
@@ -94,22 +95,11 @@ def follow_runs(params: Params, inputs: Inputs, out: Path, tell: Callable[[float
         list(inputs.values()),
         list(inputs),
         draws=params["draws"],
-        progress=_summed(tell),
+        progress=counted(tell),
         workers=torch.get_num_threads(),
     )
     with publish(out, kind="measurements") as temporary:
         write_measurements(temporary / "measurements.parquet", rows)
-
-
-def _summed(tell: Callable[[float], None]) -> Callable[[float], None]:
-    """Turns shares of the work just done into the share done so far."""
-    done = [0.0]
-
-    def progress(share: float) -> None:
-        done[0] += share
-        tell(min(done[0], 1.0))
-
-    return progress
 
 
 def _folder(run: Path, step: int | None) -> Path:

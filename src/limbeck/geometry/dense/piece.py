@@ -114,7 +114,7 @@ def measure_piece(piece: Piece, base: Checkpoint, tuned: Sequence[Checkpoint], p
         entries = ground.entries(grid) if ground else ground_of(before, grid)
         seen = see(before, after, entries)
         if not math.isfinite(seen.total):
-            raise _not_finite(piece, [base, checkpoint], [before, after])
+            raise not_finite(piece, [base, checkpoint], [before, after])
         cells += _norm_cells(checkpoint.name, seen.total, entries.rms * math.sqrt(piece.entries), piece.entries, kind)
         cells += entry_cells(checkpoint.name, seen, entries, stored=stored, kind=kind)
         if ground:
@@ -143,7 +143,7 @@ def meet_piece(piece: Piece, base: Checkpoint, tuned: Sequence[Checkpoint], plan
         update = after.double() - before.double()
         energy = float(update.square().sum())
         if not math.isfinite(energy):
-            raise _not_finite(piece, [base, checkpoint], [before, after])
+            raise not_finite(piece, [base, checkpoint], [before, after])
         _, _, kind = storage(base.tensors[piece.tensor].dtype, checkpoint.tensors[piece.tensor].dtype)
         cells += _norm_cells(checkpoint.name, energy, base_norm, piece.entries, kind)
         if update.ndim == 2 and min(update.shape) > 1:
@@ -165,7 +165,7 @@ def count_piece(piece: Piece, base: Checkpoint, tuned: Sequence[Checkpoint], pla
         for rows, _ in codes.row_blocks(len(before), before[0].numel()):
             one, other = (codes.codes(tensor[rows], grid) for tensor in (before, after))
             if not (codes.finite(one, grid) and codes.finite(other, grid)):
-                raise _not_finite(piece, [base, checkpoint], [before, after])
+                raise not_finite(piece, [base, checkpoint], [before, after])
             changed += codes.count_changed(one, other)
         key = Key("sparsity_visible", checkpoint.name)
         shown = "fp16_visible" if grid == torch.float16 else "bf16_visible"
@@ -204,7 +204,7 @@ class _Ground:
     def __init__(self, piece: Piece, base: Checkpoint, before: Tensor, plan: Plan) -> None:
         self._plan, self._piece = plan, piece
         if not all(torch.isfinite(end) for end in before.aminmax()):  # NaN is passed on by either
-            raise _not_finite(piece, [base], [before])
+            raise not_finite(piece, [base], [before])
         self.spectral = _decompose(before, plan)
         self._mask = self._principal()
         self._entries: dict[torch.dtype, Ground] = {}
@@ -282,7 +282,8 @@ def _pairs(
     return cells, contacts, signs
 
 
-def _not_finite(piece: Piece, checkpoints: Sequence[Checkpoint], tensors: Sequence[Tensor]) -> ModelError:
+def not_finite(piece: Piece, checkpoints: Sequence[Checkpoint], tensors: Sequence[Tensor]) -> ModelError:
+    """The error that names the folder and the tensor whose entries are NaN or infinite."""
     for checkpoint, tensor in zip(checkpoints, tensors, strict=True):
         bad = int((~torch.isfinite(tensor.float())).sum())
         if bad:

@@ -1,17 +1,12 @@
 """The whole table of any number of checkpoints of one base, matrix by matrix, several matrices side by side.
 
-Each worker has one matrix and one BLAS thread: two factorizations side by side take less time than one on two threads.
 Numbers do not depend on the number of workers; every draw has a generator of its own, named by matrix and checkpoint.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from itertools import combinations
-
-import torch
 
 from limbeck.errors import ConfigError
 from limbeck.geometry.delta import place
@@ -21,6 +16,7 @@ from limbeck.geometry.dense.pairs import AngleNulls
 from limbeck.geometry.dense.piece import Plan, Record, count_piece, measure_piece, meet_piece
 from limbeck.geometry.dense.relate import ShapeNulls
 from limbeck.geometry.dense.rows import table
+from limbeck.geometry.parallel import side_by_side
 from limbeck.types import Measurement
 
 SPECTRA, NULLS = ("gram", "ritz"), ("kind", "all", "none")
@@ -84,7 +80,7 @@ def measure(
         if progress is not None:
             progress(_cost(piece) / total)
 
-    _side_by_side(one, left, workers or min(os.cpu_count() or 1, 8))
+    side_by_side(one, left, workers=workers)
     ordered = [records[piece.module] for piece in pieces]
     arms = [c.name for c in tuned]
     return table([p.module for p in pieces], ordered, arms, chosen, [p.shape for p in pieces])
@@ -121,19 +117,3 @@ def _cost(piece: Piece) -> float:
     """Work of one piece, roughly in operations: reading, Gram matrix, eigenvalues."""
     short = min(piece.shape) if len(piece.shape) == 2 else 1
     return piece.entries * (50 + short) + 4.0 * short**3
-
-
-def _side_by_side(one: Callable[[Piece], None], pieces: Sequence[Piece], workers: int) -> None:
-    """Run all; the first that fails ends the rest that has not begun, and is raised."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            futures = [pool.submit(one, piece) for piece in pieces]
-            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failed = next((f.exception() for f in finished if f.exception()), None)
-            if failed is not None:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise failed
-    finally:
-        torch.set_num_threads(threads)

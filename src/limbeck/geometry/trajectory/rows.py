@@ -65,7 +65,7 @@ def table(run: Trajectory, matrices: Mapping[str, Matrix]) -> list[Measurement]:
     names = list(matrices)
     places = [place(name) for name in names]
     adapter = any(matrix.adapter for matrix in matrices.values())
-    walk, kind = ("N-WALK-ROW", "lora_fp32") if adapter else ("N-WALK", "dense_fp32")
+    walk, kind = ("N-WALK-ROW", "lora_fp32") if adapter else ("N-WALK", run.delta_kind)
     rows: list[Measurement] = []
     for number, name in enumerate(matrices[names[0]].names):
         fixed = {"arm": run.name, "delta_kind": kind, "unit": UNITS[name.metric], **name._asdict()}

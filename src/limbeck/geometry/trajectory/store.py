@@ -90,6 +90,11 @@ class Trajectory:
         """Modules that have directions."""
         return [name for name, found in self.facts.items() if len(found[0]["shape"]) == 2]
 
+    @property
+    def delta_kind(self) -> str:
+        """What full-parameter updates are made from: fp32 weights of a run, or what a checkpoint stored of them."""
+        return str(next(iter(self.facts.values()))[0].get("delta_kind", "dense_fp32"))
+
     def tensors(self, module: str) -> list[dict[str, Tensor]]:
         """What is kept of one matrix, step by step."""
         return [_read(_file(self.folder, step), f"{module}/")[module] for step in self.steps]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from limbeck.errors import ConfigError
 from limbeck.geometry.delta import place
 from limbeck.geometry.dense.decompose import Spectral
+from limbeck.geometry.parallel import side_by_side
 from limbeck.geometry.trajectory import walks
 from limbeck.geometry.trajectory.course import Course, course, orthonormal, summed, values
 from limbeck.geometry.trajectory.rows import DRAWN, Matrix, table
@@ -78,14 +76,8 @@ def measure(
                 progress(1 / total)
             return found
 
-        count = workers or min(os.cpu_count() or 1, 8)
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                matrices = dict(zip(run.matrices, pool.map(one, run.matrices), strict=True))
-        finally:
-            torch.set_num_threads(before)
+        found = side_by_side(one, run.matrices, workers=workers)
+        matrices = dict(zip(run.matrices, found, strict=True))
         rows += table(run, matrices)
     return rows
 
