@@ -228,7 +228,7 @@ def render(view: View, sections: list[Section]) -> str:
     """The page as text."""
     study = view.results.study
     panels = [
-        {"data": panel.data, "layout": panel.layout}
+        {"data": panel.data, "layout": panel.layout, "arms": panel.arms}
         for section in sections
         for part in section.parts
         if isinstance(part, Figure)
