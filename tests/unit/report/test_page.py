@@ -276,6 +276,22 @@ def test_every_figure_and_table_says_what_it_can_and_cannot_say(skeleton: Skelet
     assert titles == captions >= 18
 
 
+def test_every_matrix_has_its_cosine_with_the_reference_and_every_pair_its_angles(page: Path, results: Path):
+    found = {}
+    for row in read_measurements(results / "measurements.parquet"):
+        if row.aggregation == "module" and row.metric == "cosine":
+            found[frozenset((row.arm, row.other)), row.module] = row.value
+    rows = read_csv(page, "cosine_modules")
+    assert len(rows) == 16 * len({row["b"] for row in rows})
+    assert "dpo-s0" in {row["b"] for row in rows}
+    for row in rows:
+        assert float(row["cosine"]) == pytest.approx(found[frozenset((row["a"], row["b"])), row["module"]], abs=1e-12)
+    angles = read_csv(page, "angle_spectra")
+    for a, b, c in zip(*[iter(angles)] * 3, strict=True):
+        assert [row["angle"] for row in (a, b, c)] == ["smallest", "median", "largest"]
+        assert float(a["degrees"]) <= float(b["degrees"]) <= float(c["degrees"]) <= 90
+
+
 def test_fifty_arms_stay_small_and_say_what_was_left_out(results: Path, tmp_path: Path):
     names = [f"arm{i:02d}" for i in range(50)]
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
