@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from limbeck.errors import DataError
-from limbeck.folders import MARKER, read_json
+from limbeck.folders import MARKER, is_complete, read_json
 
 KEPT = ("step", "loss", "reward", "grad_norm", "update_norm", "tokens", "seconds")  # of a line of metrics.jsonl
 POINTS = 120  # lines read of a large file, and points of a curve
@@ -45,6 +45,12 @@ def table(path: Path) -> dict[str, Any]:
     """A JSON file that holds a table; an empty one where it holds something else."""
     value = read_json(path)
     return value if isinstance(value, dict) else {}
+
+
+@remembered
+def sealed(manifest: Path) -> bool:
+    """Whether the folder of a manifest is complete; a study's manifest is long."""
+    return is_complete(manifest.parent)
 
 
 @remembered

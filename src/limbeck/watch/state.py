@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from limbeck.errors import FolderError
-from limbeck.folders import MANIFEST, MARKER, is_complete
+from limbeck.folders import MANIFEST, MARKER
 from limbeck.studies.step import Step
-from limbeck.watch.files import Line, lock_holders, metrics, table, thinned, writer
+from limbeck.watch.files import Line, lock_holders, metrics, sealed, table, thinned, writer
 
 CONFIG = "config.json"
 REPORT = "report.html"
@@ -53,7 +53,7 @@ class RunState:
     update_norm: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
-    curves: dict[str, list[tuple[float, float]]]
+    curves: dict[str, list[tuple[int, float]]]
     note: str = ""
 
 
@@ -75,8 +75,8 @@ class State:
         kind: of the folder.
         status: ``stopped`` where it is not complete and no process of this machine holds it.
         counted: by what steps, share and time left are known.
-        share: of the work, in time where a step has ended, else in the plan's guess; None where it is not known.
-        seconds_left: None where it is not known.
+        share: of the work, by the plan's costs; None where no plan is known.
+        seconds_left: until the last step ends; None where it is not known.
         seconds_silent: since anything was written.
         report: the page's path; empty until it is there.
         go_on: the command that continues what has stopped.
@@ -131,7 +131,7 @@ def read_state(folder: Path, planned: Planned, *, now: float) -> State:
 
 def _study(folder: Path, config: Mapping[str, Any], planned: Planned, now: float) -> State:
     root, holders = folder / "steps", lock_holders()
-    pid, complete = writer(folder, holders), is_complete(folder)
+    pid, complete = writer(folder, holders), sealed(folder / MANIFEST) is True
     took = {key: x for key, x in (table(root / SECONDS) or {}).items() if isinstance(x, (int, float))}
     steps, workers, why_not = _steps(root, planned)
     status = {step.name: _status(root / step.folder, holders, alive=pid is not None) for step in steps}
@@ -160,7 +160,7 @@ def _study(folder: Path, config: Mapping[str, Any], planned: Planned, now: float
             for s in steps
         ),
         runs=tuple(runs),
-        report=_report(folder),
+        report=_report(folder, complete=complete),
         go_on=shlex.join(["limbeck", "study", "run", str(folder / CONFIG), "--out", str(folder)]),
         notes=_notes(pid, complete, status),
     )
@@ -214,31 +214,39 @@ def _time(
     runs: Sequence[RunState],
     workers: int,
 ) -> tuple[float, float | None]:
-    """The share that is done and the seconds left.
+    """The share that is done, by the plan's costs, and the seconds left, once a step has ended.
 
-    A step that has not ended takes what others of its kind took for their cost, or else what all took. What is left is
-    shared by the workers, and no shorter than the longest chain of steps that read each other.
+    A step takes what others of its kind took for their cost, or else what all took; a run's own last steps say more. What
+    is left is shared by the workers, and no shorter than the longest chain of steps that read each other.
     """
+    rates = _rates(steps, status, took)
+    going = {run.name: run for run in runs}
+    done: dict[str, float] = {}
+    left: dict[str, float] = {}
+    ends: dict[str, float] = {}
+    for step in steps:
+        run = going.get(step.name)
+        ended = status[step.name] == "done"
+        done[step.name] = 1.0 if ended else run.step / max(run.steps, 1) if run else 0.0
+        left[step.name] = step.cost * rates.get(step.kind, rates.get("", 0.0)) * (1 - done[step.name])
+        if run and run.seconds_left is not None and not ended:
+            left[step.name] = run.seconds_left
+        ends[step.name] = left[step.name] + max((ends[name] for name in step.inputs.values()), default=0.0)
+    share = sum(step.cost * done[step.name] for step in steps) / sum(step.cost for step in steps)
+    known = rates and not all(value == "done" for value in status.values())
+    return share, max(sum(left.values()) / workers, *ends.values()) if known else None
+
+
+def _rates(steps: Sequence[Step], status: Mapping[str, Status], took: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that a unit of the plan's cost took, by kind of step and, under no name, over all that have ended."""
+    ended = [step for step in steps if status[step.name] == "done" and step.folder in took]
     spent: dict[str, float] = defaultdict(float)
     costs: dict[str, float] = defaultdict(float)
-    for step in steps:
-        if status[step.name] == "done" and step.folder in took:
-            for key in (step.kind, ""):
-                spent[key] += took[step.folder]
-                costs[key] += step.cost
-    rates = {key: spent[key] / costs[key] for key in spent if costs[key]}
-    going = {run.name: run for run in runs if run.status != "done"}
-    total, left, ends = 0.0, {}, {}
-    for step in steps:
-        whole = took.get(step.folder, step.cost * rates.get(step.kind, rates.get("", 1.0)))
-        run = going.get(step.name)
-        begun = run.step / max(run.steps, 1) if run else 0.0
-        known = run.seconds_left if run and run.seconds_left is not None else whole * (1 - begun)
-        left[step.name] = 0.0 if status[step.name] == "done" else known
-        total += whole if status[step.name] == "done" else known + whole * begun
-        ends[step.name] = left[step.name] + max((ends.get(name, 0.0) for name in step.inputs.values()), default=0.0)
-    share = 1 - sum(left.values()) / total if total else 0.0
-    return share, max(sum(left.values()) / workers, *ends.values()) if rates else None
+    for step in ended:
+        for key in (step.kind, ""):
+            spent[key] += took[step.folder]
+            costs[key] += step.cost
+    return {key: spent[key] / costs[key] for key in spent if costs[key]}
 
 
 def _notes(pid: int | None, complete: bool, status: Mapping[str, Status]) -> tuple[str, ...]:
@@ -253,11 +261,11 @@ def _notes(pid: int | None, complete: bool, status: Mapping[str, Status]) -> tup
     )
 
 
-def _report(folder: Path) -> str:
+def _report(folder: Path, *, complete: bool) -> str:
     """The report's path, unless it is that of an earlier study in this folder, whose settings were then replaced."""
     path = folder / REPORT
     try:
-        mine = is_complete(folder) or path.stat().st_mtime_ns >= (folder / CONFIG).stat().st_mtime_ns
+        mine = complete or path.stat().st_mtime_ns >= (folder / CONFIG).stat().st_mtime_ns
     except OSError:
         return ""
     return str(path) if mine and path.is_file() else ""
@@ -267,7 +275,7 @@ def _report(folder: Path) -> str:
 
 
 def _single(folder: Path, config: Mapping[str, Any], now: float) -> State:
-    pid, complete = writer(folder, lock_holders()), is_complete(folder)
+    pid, complete = writer(folder, lock_holders()), sealed(folder / MANIFEST) is True
     status: Status = "done" if complete else "running" if pid is not None else "stopped"
     if status == "stopped" and _diverged(folder):
         status = "failed"
@@ -313,11 +321,14 @@ def _run(folder: Path, name: str, status: Status) -> RunState:
         **{key: last.get(key) for key in ("loss", "reward", "grad_norm", "update_norm")},
         tokens_per_second=last["tokens"] / seconds if seconds and "tokens" in last else None,
         seconds_left=sum(recent) / len(recent) * (steps - step) if recent and status == "running" else None,
-        curves={
-            key: thinned([(line["step"], line[key]) for line in lines if key in line]) for key in ("loss", "reward")
-        },
+        curves={key: _curve(lines, key) for key in ("loss", "reward")},
         note=_note(folder, status, step),
     )
+
+
+def _curve(lines: Sequence[Line], key: str) -> list[tuple[int, float]]:
+    """Points for drawing, with as many digits as a drawing has."""
+    return thinned([(int(line["step"]), float(f"{line[key]:.5g}")) for line in lines if key in line])
 
 
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -331,10 +342,10 @@ def _note(folder: Path, status: Status, step: int) -> str:
         return f"a number was not finite; what the step read is in {_diverged(folder)}"
     if status not in ("stopped", "waiting"):
         return ""
-    kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*") if (path / MANIFEST).is_file())
-    return f"stopped after step {step}; goes on from step {int(kept[-1][5:])}" if kept else (
-        f"stopped after step {step}; has no checkpoint yet and begins again" if step else "stopped before its first step"
-    )  # fmt: skip
+    kept = [path.name for path in (folder / "checkpoints").glob("step-*") if (path / MANIFEST).is_file()]
+    if kept:
+        return f"goes on from its checkpoint of step {int(max(kept).removeprefix('step-'))}"
+    return "has no checkpoint yet and begins again" if step else ""
 
 
 def _diverged(folder: Path) -> str:

@@ -63,8 +63,8 @@ def _head(state: State) -> Text:
         return text.append("  complete", "green")
     if state.status == "stopped":
         return text.append(f"  not running; last written {duration(state.seconds_silent)} ago", "yellow")
-    left = f"about {duration(state.seconds_left)} left" if state.seconds_left is not None else "time left not known yet"
-    said = f"  running, {left}; process {state.writer}; last written {duration(state.seconds_silent)} ago"
+    left = f", about {duration(state.seconds_left)} left" if state.seconds_left is not None else ""
+    said = f"  running{left}; process {state.writer}; last written {duration(state.seconds_silent)} ago"
     return text.append(said, "not bold")
 
 
@@ -115,7 +115,9 @@ def _trend(run: RunState) -> str:
 
 def _halted(run: RunState) -> Text:
     text = Text(f"\n{run.status}: ", style="red" if run.status == "failed" else "yellow")
-    return text.append(printable(f"{run.name} at step {run.step} of {run.steps}; {run.note}"), "default")
+    return text.append(
+        printable(f"{run.name} at step {run.step} of {run.steps}{run.note and '; '}{run.note}"), "default"
+    )
 
 
 def _end(state: State) -> list[RenderableType]:

@@ -43,7 +43,7 @@ def test_a_running_study_shows_where_it_is(watched, halfway, claimed):
 def test_what_has_stopped_stands_with_the_way_on(watched, halfway):
     text = said(read_state(halfway, watched.planned, now=time.time()), width=300)
     assert "tiny  not running; last written" in text
-    assert "stopped: train/grpo-s0 at step 2 of 3; stopped after step 2; has no checkpoint yet and begins again" in text
+    assert "stopped: train/grpo-s0 at step 2 of 3; has no checkpoint yet and begins again" in text
     assert f"Go on with: limbeck study run {halfway / 'config.json'} --out {halfway}" in text
 
 

@@ -26,8 +26,8 @@
     if (s.status === "complete") return "Complete";
     const written = `last written ${duration(s.seconds_silent)} ago`;
     if (s.status === "stopped") return `Not running; ${written}`;
-    const left = s.seconds_left === null ? "time left not known yet" : `about ${duration(s.seconds_left)} left`;
-    return `Running, ${left}; process ${s.writer}; ${written}`;
+    const left = s.seconds_left === null ? "" : `, about ${duration(s.seconds_left)} left`;
+    return `Running${left}; process ${s.writer}; ${written}`;
   };
 
   const counts = (s) => {
