@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable
@@ -17,6 +16,7 @@ KEPT = ("step", "loss", "reward", "grad_norm", "update_norm", "tokens", "seconds
 POINTS = 120  # lines read of a large file, and points of a curve
 WHOLE = 1 << 18  # bytes up to which a file is read in whole
 TAIL = 1 << 15  # bytes read at the end of a large one
+LARGEST = 1e300  # of numbers that are shown; not NaN either
 LOCKS = Path("/proc/locks")
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def _line(text: bytes) -> Line:
     except ValueError:
         return {}
     numbers = {key: value.get(key) for key in KEPT} if isinstance(value, dict) else {}
-    return {key: float(x) for key, x in numbers.items() if isinstance(x, (int, float)) and math.isfinite(x)}
+    return {key: float(x) for key, x in numbers.items() if isinstance(x, (int, float)) and abs(x) < LARGEST}
 
 
 def thinned(points: list[T]) -> list[T]:

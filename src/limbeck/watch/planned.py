@@ -9,7 +9,8 @@ from pathlib import Path
 
 from limbeck.errors import LimbeckError
 from limbeck.watch.files import table
-from limbeck.watch.state import CONFIG, Planned, State, read_state
+from limbeck.watch.run import CONFIG
+from limbeck.watch.state import Planned, State, read_state
 
 NOT_YET = Planned(why_not="the plan is being made")
 LASTS = 1.0  # seconds for which a reading is given again

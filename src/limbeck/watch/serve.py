@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def _asked_by_name(self) -> bool:
-        port = self.server.server_address[1]
+        port = self.connection.getsockname()[1]
         suffix = "" if port == HTTP_PORT else f":{port}"
         given = [host.lower() for host in self.headers.get_all("Host", [])]
         return given in ([f"{HOST}{suffix}"], [f"localhost{suffix}"])
@@ -117,11 +117,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _report(self) -> None:
         try:
-            text = Path(self.readings.state().report or "absent").read_text(encoding="utf-8")
+            path = self.readings.state().report
+            text = Path(path).read_text(encoding="utf-8") if path else ""
         except (OSError, ValueError, LimbeckError):
-            self._answer(HTTPStatus.NOT_FOUND, "The report is not written yet.\n")
-        else:
+            text = ""
+        if text:
             self._answer(HTTPStatus.OK, text, "text/html", REPORT_POLICY)
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, "The report is not written yet.\n")
 
     def _answer(self, status: int, text: str, kind: str = "text/plain", policy: str = COMMON) -> None:
         body = text.encode("utf-8", "replace")

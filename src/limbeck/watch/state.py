@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from limbeck.errors import FolderError
-from limbeck.folders import MANIFEST, MARKER
+from limbeck.folders import MANIFEST
 from limbeck.studies.step import Step
-from limbeck.watch.files import Line, lock_holders, metrics, sealed, table, thinned, writer
+from limbeck.watch.files import lock_holders, sealed, table, writer
+from limbeck.watch.run import CONFIG, LOG, RunState, Status, diverged, read_run, section
 
-CONFIG = "config.json"
 REPORT = "report.html"
-LOG = "metrics.jsonl"
 SECONDS = "seconds.json"  # limbeck.studies.runner.TIMES, whose module needs torch
-RECENT = 10  # lines whose mean time says how long the others take
-Status = Literal["done", "running", "stopped", "failed", "waiting"]
 
 
 class Planned(NamedTuple):
@@ -33,28 +30,6 @@ class Planned(NamedTuple):
     steps: tuple[Step, ...] = ()
     workers: int = 1
     why_not: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunState:
-    """One training: its last line, its curves, how long it still takes.
-
-    ``steps`` is the most that it takes; one that stops at a norm may take fewer. ``curves`` are points (step, value).
-    """
-
-    name: str
-    objective: str
-    status: Status
-    step: int
-    steps: int
-    loss: float | None = None
-    reward: float | None = None
-    grad_norm: float | None = None
-    update_norm: float | None = None
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
-    curves: dict[str, list[tuple[int, float]]]
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +93,7 @@ def read_state(folder: Path, planned: Planned, *, now: float) -> State:
     config = table(folder / CONFIG) or {}
     if "arms" in config:
         return _study(folder, config, planned, now)
-    if _section(config, "train") and "base" in config:
+    if section(config, "train") and "base" in config:
         return _single(folder, config, now)
     raise FolderError(
         f"watch needs the folder of a study or of a run, with its {CONFIG}, received {folder}. Check the path; where it has "
@@ -134,14 +109,16 @@ def _study(folder: Path, config: Mapping[str, Any], planned: Planned, now: float
     pid, complete = writer(folder, holders), sealed(folder / MANIFEST) is True
     took = {key: x for key, x in (table(root / SECONDS) or {}).items() if isinstance(x, (int, float))}
     steps, workers, why_not = _steps(root, planned)
-    status = {step.name: _status(root / step.folder, holders, alive=pid is not None) for step in steps}
+    status: dict[str, Status] = {
+        step.name: _status(root / step.folder, holders, alive=pid is not None) for step in steps
+    }
     unseen = [] if pid is None or why_not else _unseen(steps, status, workers)
     runs = [
-        _run(root / step.folder, step.name, status[step.name])
+        read_run(root / step.folder, step.name, status[step.name])
         for step in steps
         if step.kind == "train" and (root / step.folder).is_dir()
     ]
-    status |= dict.fromkeys(unseen, "running")
+    status.update((name, "running") for name in unseen)
     share, left = (None, None) if why_not else _time(steps, status, took, runs, workers)
     known = "steps, share and time by the plan, made again from config.json"
     return State(
@@ -189,7 +166,7 @@ def _status(path: Path, holders: set[int] | None, *, alive: bool) -> Status:
         return "done"
     if not path.is_dir():
         return "waiting"
-    if _diverged(path):
+    if diverged(path):
         return "failed"
     if writer(path, holders) is not None:
         return "running"
@@ -277,9 +254,9 @@ def _report(folder: Path, *, complete: bool) -> str:
 def _single(folder: Path, config: Mapping[str, Any], now: float) -> State:
     pid, complete = writer(folder, lock_holders()), sealed(folder / MANIFEST) is True
     status: Status = "done" if complete else "running" if pid is not None else "stopped"
-    if status == "stopped" and _diverged(folder):
+    if status == "stopped" and diverged(folder):
         status = "failed"
-    run = _run(folder, folder.name, status)
+    run = read_run(folder, folder.name, status)
     study = folder.parent.parent
     again = ["limbeck", "train", "--config", str(folder / CONFIG), "--out", str(folder)]
     if folder.parent.name == "steps" and "arms" in (table(study / CONFIG) or {}):
@@ -301,60 +278,6 @@ def _single(folder: Path, config: Mapping[str, Any], now: float) -> State:
         go_on=shlex.join(again),
         notes=() if complete or pid is not None else ("no process of this machine is at work on it",),
     )
-
-
-def _run(folder: Path, name: str, status: Status) -> RunState:
-    config = table(folder / CONFIG) or {}
-    train = _section(config, "train")
-    steps = train.get("num_steps", 0) if isinstance(train.get("num_steps"), int) else 0
-    stages = _section(config, "live").get("stages") or [train]
-    lines = metrics(folder / LOG) or []
-    last: Line = lines[-1] if lines else {}
-    step, seconds = int(last.get("step", 0)), last.get("seconds", 0.0)
-    recent = [line["seconds"] for line in lines[-RECENT:] if "seconds" in line]
-    return RunState(
-        name=name,
-        objective=" > ".join(str(stage.get("objective", "")) for stage in stages),
-        status=status,
-        step=step,
-        steps=max(steps, step),
-        **{key: last.get(key) for key in ("loss", "reward", "grad_norm", "update_norm")},
-        tokens_per_second=last["tokens"] / seconds if seconds and "tokens" in last else None,
-        seconds_left=sum(recent) / len(recent) * (steps - step) if recent and status == "running" else None,
-        curves={key: _curve(lines, key) for key in ("loss", "reward")},
-        note=_note(folder, status, step),
-    )
-
-
-def _curve(lines: Sequence[Line], key: str) -> list[tuple[int, float]]:
-    """Points for drawing, with as many digits as a drawing has."""
-    return thinned([(int(line["step"]), float(f"{line[key]:.5g}")) for line in lines if key in line])
-
-
-def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = config.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _note(folder: Path, status: Status, step: int) -> str:
-    """What became of a run that does not run."""
-    if status == "failed":
-        return f"a number was not finite; what the step read is in {_diverged(folder)}"
-    if status not in ("stopped", "waiting"):
-        return ""
-    kept = [path.name for path in (folder / "checkpoints").glob("step-*") if (path / MANIFEST).is_file()]
-    if kept:
-        return f"goes on from its checkpoint of step {int(max(kept).removeprefix('step-'))}"
-    return "has no checkpoint yet and begins again" if step else ""
-
-
-def _diverged(folder: Path) -> str:
-    """The file that a step which was not finite left to the last process that claimed the folder; empty if there is none."""
-    try:
-        claimed = (folder / MARKER).stat().st_mtime_ns
-        return next((str(p) for p in (folder / "diverged").iterdir() if p.stat().st_mtime_ns >= claimed), "")
-    except OSError:
-        return ""
 
 
 def _silent(paths: Iterable[Path], now: float) -> float:

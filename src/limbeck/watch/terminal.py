@@ -13,7 +13,8 @@ from rich.text import Text
 from limbeck.errors import printable
 from limbeck.train.live_view import trend
 from limbeck.watch.planned import Watch
-from limbeck.watch.state import RunState, State, Status
+from limbeck.watch.run import RunState, Status
+from limbeck.watch.state import State
 
 EVERY = 1.0  # seconds between two looks
 TREND = 16  # values that a trend shows
@@ -41,18 +42,10 @@ def view(state: State) -> RenderableType:
         parts += [Text(f"\n{'█' * done}{'░' * (WIDTH - done)}")]
     parts += [_counts(state), Text(printable(state.counted), style="dim")]
     shown = state.runs if state.kind == "run" else [run for run in state.runs if run.status == "running"]
-    unseen = [step for step in state.steps if step.unseen]
     parts += [Text(), *_runs(shown)] if shown else []
-    parts += (
-        [
-            Text(f"\n{printable(', '.join(step.name for step in unseen))}", "bold").append(
-                ": next by the plan, leaves nothing to see before the end", "not bold dim"
-            )
-        ]
-        if unseen
-        else []
-    )
-    parts += [_halted(run) for run in state.runs if run.status in ("stopped", "failed")]
+    parts += _unseen(state)
+    halted = [run for run in state.runs if run.status in ("stopped", "failed")]
+    parts += [Text(), *map(_halted, halted)] if halted else []
     parts += _end(state)
     return Group(*parts)
 
@@ -113,8 +106,14 @@ def _trend(run: RunState) -> str:
     return f"{name} {trend(values)}" if values else ""
 
 
+def _unseen(state: State) -> list[Text]:
+    names = ", ".join(step.name for step in state.steps if step.unseen)
+    said = ": next by the plan, leaves nothing to see before the end"
+    return [Text(f"\n{printable(names)}", "bold").append(said, "not bold dim")] if names else []
+
+
 def _halted(run: RunState) -> Text:
-    text = Text(f"\n{run.status}: ", style="red" if run.status == "failed" else "yellow")
+    text = Text(f"{run.status}: ", style="red" if run.status == "failed" else "yellow")
     return text.append(
         printable(f"{run.name} at step {run.step} of {run.steps}{run.note and '; '}{run.note}"), "default"
     )

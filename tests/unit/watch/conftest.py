@@ -18,7 +18,8 @@ from limbeck.report import build
 from limbeck.studies.config import load_study
 from limbeck.studies.study import finish, run_study
 from limbeck.watch.planned import plan_of
-from limbeck.watch.state import CONFIG, Planned, State, read_state
+from limbeck.watch.run import CONFIG
+from limbeck.watch.state import Planned, State, read_state
 
 TINY = """
 name = "tiny"

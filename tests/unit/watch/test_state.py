@@ -20,7 +20,8 @@ from limbeck.studies import runner
 from limbeck.studies.step import Step
 from limbeck.watch import files
 from limbeck.watch.planned import NOT_YET, Watch, plan_of
-from limbeck.watch.state import SECONDS, Planned, RunState, _time, read_state
+from limbeck.watch.run import RunState
+from limbeck.watch.state import SECONDS, Planned, _time, read_state
 
 from .conftest import grpo
 
@@ -220,9 +221,14 @@ def test_of_a_long_record_a_few_lines_are_read_and_the_last_ones_among_them(tmp_
 
 def test_lines_that_are_no_lines_of_a_record_are_passed_over(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(
-        b'[1]\n\xff\xfe\n{"loss": 1}\n{"step": 2, "loss": null, "reward": "much"}\n{"step": 1, "loss": NaN}\n'
+    lines = (
+        "[1]",
+        "\xff",
+        '{"loss": 1}',
+        '{"step": 2, "loss": null, "reward": "much"}',
+        '{"step": 1, "loss": NaN, "reward": 1',
     )
+    path.write_bytes("\n".join(lines).encode("latin-1") + b"0" * 400 + b"}\n")
     assert files.metrics(path) == [{"step": 1}, {"step": 2}]
     assert files.metrics(tmp_path / "none.jsonl") is None
 
