@@ -1,0 +1,164 @@
+"""About how long a study takes, and how much it writes: the work of its steps at a measured rate, corrected by finished steps.
+
+What a finished step of a kind took, over what this would have said, is a factor for the steps of that kind that are left.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from limbeck.folders import is_complete
+from limbeck.problems.prompts import prompt_ids
+from limbeck.studies.config import StudyConfig
+from limbeck.studies.facts import rollout_facts, shape_of
+from limbeck.studies.rates import Probe, Rates, counted, timed
+from limbeck.studies.runner import default_workers, read_seconds
+from limbeck.studies.runs import problems_of
+from limbeck.studies.step import Step
+from limbeck.studies.work import REPORT_BYTES, Counter, Lengths
+from limbeck.train.models import load_tokenizer
+from limbeck.worlds.named import read_problems
+
+ASKED = 64  # problems whose prompts are read for their length
+STARTING = 10.0  # seconds of a study outside of its steps: start, collecting, report
+
+
+class Kind(NamedTuple):
+    """The steps of one kind: how many there are and are done, seconds left, bytes of all, and what said so."""
+
+    kind: str
+    steps: int
+    done: int
+    seconds: float
+    disk: float
+    source: str
+
+
+class Estimate(NamedTuple):
+    """Of a whole study, from where it is now.
+
+    Attributes:
+        kinds: in the order of the plan.
+        seconds: of all that is left, steps side by side.
+        disk: bytes of the finished study.
+        workers: steps at a time.
+        how: where the numbers come from.
+        steps: predicted seconds of every step, whether done or not, by name, before any correction.
+    """
+
+    kinds: list[Kind]
+    seconds: float
+    disk: float
+    workers: int
+    how: str
+    steps: Mapping[str, float]
+
+
+def estimate(
+    config: StudyConfig, plan: Sequence[Step], *, out: Path | None = None, probe: bool | None = None
+) -> Estimate:
+    """Predict a plan.
+
+    Args:
+        config: the study.
+        plan: its steps.
+        out: the study's folder, if it has been started.
+        probe: time the student; by default if it is small enough to be run side by side.
+    """
+    shape = shape_of(config.student)
+    workers = config.workers or default_workers(shape.stored)
+    small = default_workers(shape.stored) > 1
+    methods = {config.training(arm, 0).method: config.training(arm, 0) for arm in reversed(config.arms)}
+    prompts = _prompts(config)
+    rates = counted(shape, list(methods))
+    if small if probe is None else probe:
+        decoding = config.eval
+        asked = Probe(config.student, prompts, decoding.max_new_tokens, decoding.sampling_temperature, methods, small)
+        rates = timed(asked, workers)
+    lengths, words = _lengths(config, prompts, rates)
+    counter = Counter(plan, config.student, lengths)
+    work = {step.name: counter.work(step) for step in plan}
+    raw = {step.name: work[step.name].takes(rates) for step in plan}
+    done = {step.name for step in plan if out and is_complete(out / "steps" / step.folder)}
+    factors = _corrections(plan, raw, read_seconds(out / "steps") if out else {})
+    left = {
+        step.name: 0.0 if step.name in done else raw[step.name] * factors.get(step.kind, (1.0, 0))[0] for step in plan
+    }
+    kinds = []
+    for kind, steps in _by_kind(plan).items():
+        known = factors.get(kind, (1.0, 0))[1]
+        names = [step.name for step in steps]
+        source = (
+            f"{known} finished"
+            if known
+            else "tokens"
+            if any(work[n].sampled + work[n].scored + work[n].trained for n in names)
+            else "table"
+        )
+        disk = sum(work[name].disk for name in names)
+        kinds.append(Kind(kind, len(names), len(done & set(names)), sum(left[n] for n in names), disk, source))
+    disk = sum(one.disk for one in kinds) + REPORT_BYTES
+    seconds = side_by_side(plan, left, workers) + (STARTING if any(left.values()) else 0.0)
+    return Estimate(kinds, seconds, disk, workers, f"{rates.how}; {words}", raw)
+
+
+def side_by_side(plan: Sequence[Step], seconds: Mapping[str, float], workers: int) -> float:
+    """When the last step ends, each starting in the plan's order as soon as a worker is free and what it reads is there."""
+    ends: dict[str, float] = {}
+    waiting = list(plan)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while waiting or running:
+        ready = [step for step in waiting if all(ends.get(name, now + 1) <= now for name in step.inputs.values())]
+        for step in ready[: workers - len(running)]:
+            waiting.remove(step)
+            heapq.heappush(running, (now + seconds[step.name], step.name))
+        now, name = heapq.heappop(running)
+        ends[name] = now
+    return now
+
+
+def _by_kind(plan: Sequence[Step]) -> dict[str, list[Step]]:
+    kinds: dict[str, list[Step]] = defaultdict(list)
+    for step in plan:
+        kinds[step.kind].append(step)
+    return kinds
+
+
+def _corrections(
+    plan: Sequence[Step], predicted: Mapping[str, float], took: Mapping[str, float]
+) -> dict[str, tuple[float, int]]:
+    """For each kind with finished steps: their seconds over the predicted ones, and how many steps say so."""
+    out = {}
+    for kind, steps in _by_kind(plan).items():
+        known = [step for step in steps if step.folder in took]
+        said = sum(predicted[step.name] for step in known)
+        if known and said > 0:
+            out[kind] = (sum(took[step.folder] for step in known) / said, len(known))
+    return out
+
+
+def _prompts(config: StudyConfig) -> list[tuple[int, ...]]:
+    """The first problems of the evaluation, as the student reads them."""
+    given = problems_of(config.eval.problems)
+    problems = read_problems({**given, "num": min(given["num"] or ASKED, ASKED)})
+    tokenizer = load_tokenizer(config.student)
+    return [prompt_ids(tokenizer, problem.prompt) for problem, _ in problems]
+
+
+def _lengths(config: StudyConfig, prompts: Sequence[tuple[int, ...]], rates: Rates) -> tuple[Lengths, str]:
+    """Mean lengths, and what says so: the rollouts themselves, else what the student just answered, else the limit."""
+    prompt = sum(map(len, prompts)) / len(prompts)
+    if config.rollouts.path and rates.response is None:
+        facts = rollout_facts(Path(config.rollouts.path), config.student)
+        return Lengths(
+            prompt=facts.prompt, response=facts.response
+        ), f"responses as long as the file's, {facts.response:.0f} tokens"
+    if rates.response is not None:
+        return Lengths(prompt=prompt, response=rates.response), f"prompts of {prompt:.0f}"
+    limit = config.eval.max_new_tokens
+    return Lengths(prompt=prompt, response=limit), f"every answer counted at its limit of {limit} tokens, so at most"
