@@ -28,7 +28,16 @@ STARTING = 10.0  # seconds of a study outside of its steps: start, collecting, r
 
 
 class Kind(NamedTuple):
-    """The steps of one kind: how many there are and are done, seconds left, bytes of all, and what said so."""
+    """The steps of one kind.
+
+    Attributes:
+        kind: as in the plan.
+        steps: how many there are.
+        done: how many of these are.
+        seconds: that the others take, one after another.
+        disk: bytes of all.
+        source: what says so: finished steps, the student's rates, or a table of seconds.
+    """
 
     kind: str
     steps: int
@@ -43,11 +52,11 @@ class Estimate(NamedTuple):
 
     Attributes:
         kinds: in the order of the plan.
-        seconds: of all that is left, steps side by side.
+        seconds: until the end, steps side by side.
         disk: bytes of the finished study.
         workers: steps at a time.
         how: where the numbers come from.
-        steps: predicted seconds of every step, whether done or not, by name, before any correction.
+        steps: step name to predicted seconds, whether done or not, before any correction.
     """
 
     kinds: list[Kind]
@@ -67,43 +76,42 @@ def estimate(
         config: the study.
         plan: its steps.
         out: the study's folder, if it has been started.
-        probe: time the student; by default if it is small enough to be run side by side.
+        probe: time the student; by default if it is small enough that steps run side by side.
     """
-    shape = shape_of(config.student)
-    workers = config.workers or default_workers(shape.stored)
-    small = default_workers(shape.stored) > 1
-    methods = {config.training(arm, 0).method: config.training(arm, 0) for arm in reversed(config.arms)}
+    workers = config.workers or default_workers(shape_of(config.student).stored)
     prompts = _prompts(config)
-    rates = counted(shape, list(methods))
-    if small if probe is None else probe:
-        decoding = config.eval
-        asked = Probe(config.student, prompts, decoding.max_new_tokens, decoding.sampling_temperature, methods, small)
-        rates = timed(asked, workers)
+    rates = _rates(config, prompts, workers, probe)
     lengths, words = _lengths(config, prompts, rates)
     counter = Counter(plan, config.student, lengths)
     work = {step.name: counter.work(step) for step in plan}
-    raw = {step.name: work[step.name].takes(rates) for step in plan}
+    predicted = {name: one.takes(rates) for name, one in work.items()}
     done = {step.name for step in plan if out and is_complete(out / "steps" / step.folder)}
-    factors = _corrections(plan, raw, read_seconds(out / "steps") if out else {})
-    left = {
-        step.name: 0.0 if step.name in done else raw[step.name] * factors.get(step.kind, (1.0, 0))[0] for step in plan
-    }
+    corrections = _corrections(plan, predicted, read_seconds(out / "steps") if out else {})
+    left = dict.fromkeys(done, 0.0)
     kinds = []
     for kind, steps in _by_kind(plan).items():
-        known = factors.get(kind, (1.0, 0))[1]
-        names = [step.name for step in steps]
-        source = (
-            f"{known} finished"
-            if known
-            else "tokens"
-            if any(work[n].sampled + work[n].scored + work[n].trained for n in names)
-            else "table"
-        )
-        disk = sum(work[name].disk for name in names)
-        kinds.append(Kind(kind, len(names), len(done & set(names)), sum(left[n] for n in names), disk, source))
+        names = {step.name for step in steps}
+        factor, known = corrections.get(kind, (1.0, 0))
+        left |= {name: factor * predicted[name] for name in names - done}
+        source = f"{known} finished" if known else "rates" if any(work[name].of_model for name in names) else "table"
+        seconds, disk = sum(left[name] for name in names), sum(work[name].disk for name in names)
+        kinds.append(Kind(kind, len(names), len(names & done), seconds, disk, source))
+    seconds = side_by_side(plan, left, workers) + (STARTING if len(done) < len(plan) else 0.0)
     disk = sum(one.disk for one in kinds) + REPORT_BYTES
-    seconds = side_by_side(plan, left, workers) + (STARTING if any(left.values()) else 0.0)
-    return Estimate(kinds, seconds, disk, workers, f"{rates.how}; {words}", raw)
+    return Estimate(kinds, seconds, disk, workers, f"{rates.how}; {words}", predicted)
+
+
+def _rates(config: StudyConfig, prompts: Sequence[tuple[int, ...]], workers: int, probe: bool | None) -> Rates:
+    """Of the student, timed or counted; each method with the settings of the first arm that has it."""
+    shape = shape_of(config.student)
+    methods = {train.method: train for train in (config.training(arm, 0) for arm in reversed(config.arms))}
+    small = default_workers(shape.stored) > 1
+    if not (small if probe is None else probe):
+        return counted(shape, list(methods))
+    given = config.eval
+    return timed(
+        Probe(config.student, prompts, given.max_new_tokens, given.sampling_temperature, methods, small), workers
+    )
 
 
 def side_by_side(plan: Sequence[Step], seconds: Mapping[str, float], workers: int) -> float:
@@ -151,14 +159,14 @@ def _prompts(config: StudyConfig) -> list[tuple[int, ...]]:
 
 
 def _lengths(config: StudyConfig, prompts: Sequence[tuple[int, ...]], rates: Rates) -> tuple[Lengths, str]:
-    """Mean lengths, and what says so: the rollouts themselves, else what the student just answered, else the limit."""
+    """Mean lengths of what is yet to be written, and what says so: what the student just answered, else the rollouts that
+    are there, else the limit.
+    """
     prompt = sum(map(len, prompts)) / len(prompts)
-    if config.rollouts.path and rates.response is None:
-        facts = rollout_facts(Path(config.rollouts.path), config.student)
-        return Lengths(
-            prompt=facts.prompt, response=facts.response
-        ), f"responses as long as the file's, {facts.response:.0f} tokens"
     if rates.response is not None:
         return Lengths(prompt=prompt, response=rates.response), f"prompts of {prompt:.0f}"
+    if config.rollouts.path:
+        given = rollout_facts(Path(config.rollouts.path), config.student).response
+        return Lengths(prompt=prompt, response=given), f"answers as long as the given rollouts, {given:.0f} tokens"
     limit = config.eval.max_new_tokens
     return Lengths(prompt=prompt, response=limit), f"every answer counted at its limit of {limit} tokens, so at most"

@@ -68,8 +68,8 @@ def time_table(found: Estimate) -> str:
         table.add_row(one.kind, str(one.steps), str(one.done), duration(one.seconds), size(one.disk), one.source)
     return _text(table) + (
         f"About {duration(found.seconds)} from here, {found.workers} step(s) at a time; about {size(found.disk)} on disk.\n"
-        f"Rough. Rates: {found.how}. Kinds from tokens are tokens at these rates; from table, seconds on two x86-64 cores; from "
-        "finished, scaled by what finished steps of the kind took."
+        f"Rough. Rates: {found.how}. The last column says what a kind was taken from: the student's rates; a table of seconds on "
+        "two x86-64 cores; or rates corrected by what finished steps of the kind took."
     )
 
 

@@ -112,8 +112,10 @@ def time_here(probe: Probe, clock: Callable[[], float]) -> Rates:
     (some, fast), (all_, slow) = sample(few, short), sample(many, long)
     per_pass, per_token = _apart((some, fast), (all_, slow))
     rollouts = [_rollout(i, probe.prompts[i % len(probe.prompts)], done) for i, done in enumerate(all_)]
+    budget = next(iter(probe.train.values())).pass_tokens
+    score_rollouts(model, rollouts[:2], token_budget=budget)
     begin = clock()
-    score_rollouts(model, rollouts)
+    score_rollouts(model, rollouts, token_budget=budget)
     score = _tokens(rollouts) / (clock() - begin)
     train = {method: _trained(probe.student, config, rollouts, clock) for method, config in probe.train.items()}
     lengths = [len(done.ids) if done.finish == Finish.STOP else probe.max_new_tokens for done in all_]

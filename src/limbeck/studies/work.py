@@ -19,14 +19,15 @@ from limbeck.studies.rates import Rates
 from limbeck.studies.step import Step
 from limbeck.worlds.named import WORLD_PROBLEMS, read_problems
 
-PAIR_SECONDS = {False: 0.02, True: 0.1}  # of a comparison: exact McNemar; several samples or seeds, with bootstraps
+PAIR_SECONDS = (0.01, 0.01)  # of a comparison: each pair, and each sample of it
 GEOMETRY_SECONDS = 4e-5  # a pair of adapters, module and draw
 WEIGHTS_SECONDS = {"point": 1.2, "pair": 0.4}  # of whole weights
-TRAJECTORY_SECONDS = 3.0  # a run
+TRAJECTORY_SECONDS = 10.0  # a run
 KL_SECONDS = 4.0  # intervals
 PATH_SECONDS = 6.0  # intervals
 CKA_SECONDS = 0.2  # a pair
 TOKEN_BYTES = {"rollouts": 12, "score": 5, "eval": 3}  # on disk, compressed
+NOTHING_SAMPLED = {"passes": 0.0, "sampled": 0.0}
 REPORT_BYTES = 12 << 20  # results, page and figures
 
 
@@ -43,6 +44,11 @@ class Work:
     loads: int = 0
     seconds: float = 0.0
     disk: float = 0.0
+
+    @property
+    def of_model(self) -> bool:
+        """Whether a model does it."""
+        return self.sampled + self.scored + self.trained > 0
 
     def takes(self, rates: Rates) -> float:
         """Seconds at these rates."""
@@ -82,10 +88,17 @@ class Counter:
             return rollout_facts(Path(step.params["path"]), self._student).rows
         return num_problems(step.params["problems"]) * step.params["samples"]
 
+    def _lengths_of(self, step: Step) -> Lengths:
+        """Of the rollouts that a step makes."""
+        if "path" not in step.params:
+            return self._lengths
+        facts = rollout_facts(Path(step.params["path"]), self._student)
+        return Lengths(prompt=facts.prompt, response=facts.response)
+
     def rollouts(self, step: Step) -> Work:
         rows = self.rows(step)
         if "path" in step.params:
-            return Work(disk=rows * self._lengths.row * TOKEN_BYTES["rollouts"], seconds=1.0)
+            return Work(disk=rows * self._lengths_of(step).row * TOKEN_BYTES["rollouts"], seconds=1.0)
         work = self._sampling(rows, step.params)
         disk = work["sampled"] * TOKEN_BYTES["rollouts"]
         return Work(
@@ -93,26 +106,30 @@ class Counter:
         )
 
     def score(self, step: Step) -> Work:
-        tokens = self.rows(self._steps[step.inputs["rollouts"]]) * self._lengths.row
-        responses = tokens * self._lengths.response / self._lengths.row
+        read = self._steps[step.inputs["rollouts"]]
+        rows, lengths = self.rows(read), self._lengths_of(read)
         width = max(columns for _, columns in self._shape.matrices.values()) if "keep" in step.params else 1
         return Work(
-            scored=tokens, size=self._size(step.params["base"]), disk=responses * TOKEN_BYTES["score"] * width, loads=1
+            scored=rows * lengths.row,
+            size=self._size(step.params["base"]),
+            disk=rows * lengths.response * TOKEN_BYTES["score"] * width,
+            loads=1,
         )
 
     def train(self, step: Step) -> Work:
         settings, live = step.params["train"], step.params.get("live")
-        rows, read = rows_trained(settings, live), inputs(find(settings["objective"]))
-        frozen = sum(name.startswith(("teacher", "reference")) for name in read) if live else 0
-        sampling = self._sampled_live(settings, live) if live else {"passes": 0.0, "sampled": 0.0}
-        watched = settings["kl_rows"] if settings["kl_budget"] is not None or settings["kl_every"] else 0
-        scored = rows * frozen / (live["inner_epochs"] if live else 1) + watched * _times_watched(settings)
-        if live and live["reference_every"] and not frozen:
-            scored += rows / live["inner_epochs"] / live["reference_every"]
+        lengths = self._lengths if live else self._lengths_of(self._steps[step.inputs["rollouts"]])
+        rows = rows_trained(settings, live)
+        scored = _times_watched(settings) * settings["kl_rows"]
+        if live:
+            reads = inputs(find(settings["objective"]))
+            frozen = sum(name.startswith(("teacher", "reference")) for name in reads)
+            for_the_record = 1 / live["reference_every"] if live["reference_every"] else 0.0
+            scored += rows / live["inner_epochs"] * (frozen or for_the_record)
         return Work(
-            **sampling,
-            scored=scored * self._lengths.row,
-            trained=rows * self._lengths.row,
+            **(self._sampled_live(settings, live) if live else NOTHING_SAMPLED),
+            scored=scored * lengths.row,
+            trained=rows * lengths.row,
             method=settings["method"],
             loads=2,
             disk=run_bytes(settings, self._shape),
@@ -136,7 +153,7 @@ class Counter:
 
     def walk(self, step: Step) -> Work:
         points, rows = len(step.params["alphas"]), step.params["num"]
-        sampled = self._sampling(rows, step.params) if step.params["accuracy"] else {"passes": 0.0, "sampled": 0.0}
+        sampled = self._sampling(rows, step.params) if step.params["accuracy"] else NOTHING_SAMPLED
         sampling = {name: points * value for name, value in sampled.items()}
         # the solution, the answer after it, the answer alone
         return Work(
@@ -156,9 +173,10 @@ class Counter:
 
     def compare(self, step: Step) -> Work:
         arms, tables = len(step.params.get("arms", ())), len(step.params.get("among", step.inputs))
-        samples = max((self._steps[name].params.get("samples", 1) for name in step.inputs.values()), default=1)
-        seconds = PAIR_SECONDS[samples > 1] * math.comb(tables, 2) + PAIR_SECONDS[True] * math.comb(arms, 2)
-        return Work(seconds=seconds, disk=1500 * (math.comb(tables, 2) + math.comb(arms, 2)))
+        pairs = math.comb(tables, 2) + math.comb(arms, 2)
+        samples = max(self._steps[name].params.get("samples", 1) for name in step.inputs.values())
+        a_pair, a_sample = PAIR_SECONDS
+        return Work(seconds=pairs * (a_pair + a_sample * samples), disk=1500.0 * pairs)
 
     def measure(self, step: Step) -> Work:
         pairs = math.comb(len(step.inputs), 2)
@@ -229,9 +247,8 @@ def num_problems(given: Mapping[str, Any]) -> int:
     """How many problems are asked."""
     if not given.get("path"):
         return given["num"] or WORLD_PROBLEMS
-    return min(
-        _in_file(given["path"], given["format"], tuple(sorted(given.get("fields", {}).items()))), given["num"] or 10**9
-    )
+    held = _in_file(given["path"], given["format"], tuple(sorted((given.get("fields") or {}).items())))
+    return min(held, given["num"] or held)
 
 
 @cache
@@ -240,5 +257,6 @@ def _in_file(path: str, file_format: str, fields: tuple[tuple[str, str], ...]) -
 
 
 def _times_watched(settings: Mapping[str, Any]) -> float:
+    """How often the KL to the reference is measured."""
     every = 1 if settings["kl_budget"] is not None else settings["kl_every"]
     return settings["num_steps"] / every if every else 0.0
