@@ -17,7 +17,7 @@ def studies(incomplete: str) -> list[str]:
 
 
 def objectives(incomplete: str) -> list[str]:
-    """The rows of the table: what the modules of objectives pass to ``Objective`` as its name."""
+    """The rows of the table of objectives."""
     return _fitting(incomplete, [name for path in (PACKAGE / "objectives").glob("*.py") for name in _rows(path)])
 
 
@@ -49,10 +49,14 @@ def _models() -> list[Path]:
 
 
 def _rows(path: Path) -> list[str]:
-    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Objective"]
-    values = [word.value for call in named for word in call.keywords if word.arg == "name"]
-    return [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+    """The names in a module's ``ROWS``: of each call there the keyword ``name``, else what comes first."""
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    tables = [n.value for n in module.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "ROWS"]
+    calls = [
+        call for table in tables if isinstance(table, ast.Tuple) for call in table.elts if isinstance(call, ast.Call)
+    ]
+    named = [[word.value for word in call.keywords if word.arg == "name"] + call.args for call in calls]
+    return [value.value for value, *_ in named if isinstance(value, ast.Constant) and isinstance(value.value, str)]
 
 
 def _fitting(incomplete: str, names: list[str] | set[str]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 from limbeck import cli
 from limbeck.errors import LimbeckError
 from limbeck.studies.config import load_study
+from limbeck.studies.inputs import read_any_rollouts
 from limbeck.studies.new import SCHEMA_FILE
 from limbeck.studies.plan import make_plan
 from limbeck.worlds.abacus.generator import generate
@@ -67,36 +70,27 @@ def test_a_new_study_plans_as_it_stands(data):
         assert f"\n{step} " in f"\n{out}"
 
 
-def test_values_come_from_the_data(data):
-    call("study", "new", "--student", "abacus:base", "--rollouts", "rollouts.jsonl")
-    text = Path("study.toml").read_text()
-    study = load_study("study.toml")
+def test_values_come_from_the_data_and_every_key_is_explained(data):
+    call("study", "new", "--student", "abacus:base", "--rollouts", "rollouts.jsonl", "--out", "sub/study.toml")
+    text = Path("sub/study.toml").read_text()
+    study = load_study("sub/study.toml")
+    assert study.rollouts.path == str(data / "rollouts.jsonl")
     [longest] = {int(n) for n in re.findall(r"longest response that was seen has (\d+)", text)}
-    [rollouts] = [step for step in make_plan(study) if step.kind == "rollouts"]
-    from limbeck.studies.inputs import read_any_rollouts
-
-    rows = read_any_rollouts(Path(rollouts.params["path"]), study.student).rollouts
+    rows = read_any_rollouts(data / "rollouts.jsonl", study.student).rollouts
     assert longest == max(len(row.response_ids) for row in rows) < study.eval.max_new_tokens
     assert "Needs right rollouts: 16 of 24 are." in text
     assert "8 of 8 have both" in text
     assert study.eval.problems.world == "abacus"  # no --test: the split of the world that the student comes from
-
-
-def test_every_key_is_explained_where_it_comes_first_and_the_schema_lies_beside(data):
-    call("study", "new", "--student", "abacus:base", "--rollouts", "rollouts.jsonl", "--out", "sub/study.toml")
-    first, *rest = Path("sub/study.toml").read_text().splitlines()
+    first, *rest = text.splitlines()
     assert first == f"#:schema ./{SCHEMA_FILE}"
-    schema = json.loads((data / "sub" / SCHEMA_FILE).read_text())
-    jsonschema = pytest.importorskip("jsonschema")
-    import tomllib
-
-    jsonschema.validate(tomllib.loads(Path("sub/study.toml").read_text()), schema)
     explained = set()
-    for above, line in zip(rest, rest[1:], strict=False):
+    for above, line in pairwise(rest):
         if key := re.match(r"(\w+) = ", line):
             assert above.startswith("# ") or key[1] in explained, line
             explained.add(key[1])
     assert len(explained) > 12
+    schema = json.loads((data / "sub" / SCHEMA_FILE).read_text())
+    pytest.importorskip("jsonschema").validate(tomllib.loads(text), schema)
 
 
 def test_a_teacher_s_study_samples_and_objectives_of_own_answers_are_live(data):
@@ -155,13 +149,12 @@ def test_what_cannot_be_a_study_is_refused_and_nothing_is_written(data, argument
 
 
 def test_nothing_is_overwritten_unasked(data):
-    given = ["study", "new", "--student", "abacus:base", "--rollouts", "rollouts.jsonl"]
+    given = ["study", "new", "--student", "abacus:base", "--rollouts", "rollouts.jsonl", "--arms", "sft"]
     Path("study.toml").write_text("mine")
-    code, _, said = call(*given)
-    assert code == 2
-    assert "--overwrite" in said
-    assert Path("study.toml").read_text() == "mine"
-    assert call(*given, "--overwrite")[0] == 0
     Path(SCHEMA_FILE).write_text("{}")
+    assert "--overwrite" in call(*given)[2]
     assert "Move it elsewhere" in call(*given, "--overwrite")[2]
-    assert Path(SCHEMA_FILE).read_text() == "{}"
+    assert (Path("study.toml").read_text(), Path(SCHEMA_FILE).read_text()) == ("mine", "{}")
+    Path(SCHEMA_FILE).unlink()
+    assert call(*given, "--overwrite")[0] == 0
+    assert load_study("study.toml").arm("sft").train == {}
