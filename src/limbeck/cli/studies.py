@@ -91,13 +91,15 @@ def study_new(
 
 
 @study_app.command("schema")
-def study_schema() -> None:
+def study_schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As docs/study-keys.md.")] = False,
+) -> None:
     """The JSON schema of a study file: every key with its meaning and domain, knobs of objectives included."""
     import json
 
-    from limbeck.studies.schema import study_schema as schema
+    from limbeck.studies import keys, schema
 
-    typer.echo(json.dumps(schema(), indent=1))
+    typer.echo(keys.markdown() if markdown else json.dumps(schema.study_schema(), indent=1) + "\n", nl=False)
 
 
 @study_app.command("plan")

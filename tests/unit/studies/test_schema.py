@@ -98,3 +98,11 @@ def test_the_command_prints_the_schema():
     result = CliRunner().invoke(cli.app, ["study", "schema"])
     assert result.exit_code == 0
     assert json.loads(result.stdout) == json.loads(json.dumps(study_schema()))
+
+
+def test_the_page_of_keys_is_generated_and_not_stale():
+    page = CliRunner().invoke(cli.app, ["study", "schema", "--markdown"]).stdout
+    assert (ROOT / "docs" / "study-keys.md").read_text(encoding="utf-8") == page
+    schema = study_schema()
+    for section in (schema, *schema["$defs"].values()):
+        assert all(f"| `{name}` |" in page for name in section["properties"])
