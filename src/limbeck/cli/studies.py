@@ -120,7 +120,6 @@ def study_plan(
     steps: Annotated[bool, typer.Option("--steps/--no-steps", help="Also list every step.")] = True,
 ) -> None:
     """The arms and steps of a study, and about how long they would take, without running them."""
-    from limbeck.progress import bar
     from limbeck.studies.config import load_study
     from limbeck.studies.estimate import estimate
     from limbeck.studies.overview import arms_table, steps_lines, time_table
@@ -131,10 +130,7 @@ def study_plan(
     if steps:
         typer.echo(steps_lines(plan, out))
     typer.echo(arms_table(config))
-    with bar("estimate", 1) as advance:
-        found = estimate(config, plan, out=out, probe=probe)
-        advance(1)
-    typer.echo(time_table(found))
+    typer.echo(time_table(estimate(config, plan, out=out, probe=probe)))
 
 
 @app.command()

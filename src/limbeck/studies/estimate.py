@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from limbeck.folders import is_complete
 from limbeck.problems.prompts import prompt_ids
+from limbeck.progress import bar
 from limbeck.studies.config import StudyConfig
 from limbeck.studies.facts import rollout_facts, shape_of
 from limbeck.studies.rates import Probe, Rates, counted, timed
@@ -80,12 +81,12 @@ def estimate(
     """
     workers = config.workers or default_workers(shape_of(config.student).stored)
     prompts = _prompts(config)
-    rates = _rates(config, prompts, workers, probe)
+    done = {step.name for step in plan if out and is_complete(out / "steps" / step.folder)}
+    rates = _rates(config, prompts, workers, probe if len(done) < len(plan) else False)
     lengths, words = _lengths(config, prompts, rates)
     counter = Counter(plan, config.student, lengths)
     work = {step.name: counter.work(step) for step in plan}
     predicted = {name: one.takes(rates) for name, one in work.items()}
-    done = {step.name for step in plan if out and is_complete(out / "steps" / step.folder)}
     corrections = _corrections(plan, predicted, read_seconds(out / "steps") if out else {})
     left = dict.fromkeys(done, 0.0)
     kinds = []
@@ -109,9 +110,11 @@ def _rates(config: StudyConfig, prompts: Sequence[tuple[int, ...]], workers: int
     if not (small if probe is None else probe):
         return counted(shape, list(methods))
     given = config.eval
-    return timed(
-        Probe(config.student, prompts, given.max_new_tokens, given.sampling_temperature, methods, small), workers
-    )
+    asked = Probe(config.student, prompts, given.max_new_tokens, given.sampling_temperature, methods, small)
+    with bar("timing the student", 1) as advance:
+        found = timed(asked, workers)
+        advance(1)
+    return found
 
 
 def side_by_side(plan: Sequence[Step], seconds: Mapping[str, float], workers: int) -> float:

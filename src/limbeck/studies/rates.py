@@ -117,7 +117,8 @@ def time_here(probe: Probe, clock: Callable[[], float]) -> Rates:
     begin = clock()
     score_rollouts(model, rollouts, token_budget=budget)
     score = _tokens(rollouts) / (clock() - begin)
-    train = {method: _trained(probe.student, config, rollouts, clock) for method, config in probe.train.items()}
+    half = rollouts[: -(-len(rollouts) // 2)]
+    train = {method: _trained(probe.student, config, half, clock) for method, config in probe.train.items()}
     lengths = [len(done.ids) if done.finish == Finish.STOP else probe.max_new_tokens for done in all_]
     response = sum(lengths) / len(lengths)
     how = f"timed here on {many} rows: answers of {response:.0f} tokens on average"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from limbeck.objectives import find, inputs
 from limbeck.studies.facts import Shape, rollout_facts, shape_of
@@ -27,16 +27,24 @@ KL_SECONDS = 4.0  # intervals
 PATH_SECONDS = 6.0  # intervals
 CKA_SECONDS = 0.2  # a pair
 TOKEN_BYTES = {"rollouts": 12, "score": 5, "eval": 3}  # on disk, compressed
-NOTHING_SAMPLED = {"passes": 0.0, "sampled": 0.0}
 REPORT_BYTES = 12 << 20  # results, page and figures
+
+
+class Sampling(NamedTuple):
+    """Token positions of the batches that are sampled, and tokens of all their rows."""
+
+    passes: float = 0.0
+    tokens: float = 0.0
+
+    def times(self, num: int) -> Sampling:
+        return Sampling(num * self.passes, num * self.tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """Of one step. ``size`` is that of who works over the student's; ``method`` that of ``trained``."""
 
-    passes: float = 0.0
-    sampled: float = 0.0
+    sampling: Sampling = Sampling()
     scored: float = 0.0
     trained: float = 0.0
     method: str = "lora"
@@ -48,11 +56,11 @@ class Work:
     @property
     def of_model(self) -> bool:
         """Whether a model does it."""
-        return self.sampled + self.scored + self.trained > 0
+        return self.sampling.tokens + self.scored + self.trained > 0
 
     def takes(self, rates: Rates) -> float:
         """Seconds at these rates."""
-        model = self.passes * rates.per_pass + self.sampled / rates.sample + self.scored / rates.score
+        model = self.sampling.passes * rates.per_pass + self.sampling.tokens / rates.sample + self.scored / rates.score
         model += self.trained / rates.train[self.method] if self.trained else 0.0
         return self.size * (model + self.loads * rates.load) + self.seconds
 
@@ -99,11 +107,9 @@ class Counter:
         rows = self.rows(step)
         if "path" in step.params:
             return Work(disk=rows * self._lengths_of(step).row * TOKEN_BYTES["rollouts"], seconds=1.0)
-        work = self._sampling(rows, step.params)
-        disk = work["sampled"] * TOKEN_BYTES["rollouts"]
-        return Work(
-            **work, size=self._size(step.params["teacher"]) if "teacher" in step.params else 1.0, disk=disk, loads=1
-        )
+        sampling = self._sampling(rows, step.params)
+        size = self._size(step.params["teacher"]) if "teacher" in step.params else 1.0
+        return Work(sampling=sampling, size=size, disk=sampling.tokens * TOKEN_BYTES["rollouts"], loads=1)
 
     def score(self, step: Step) -> Work:
         read = self._steps[step.inputs["rollouts"]]
@@ -127,7 +133,7 @@ class Counter:
             for_the_record = 1 / live["reference_every"] if live["reference_every"] else 0.0
             scored += rows / live["inner_epochs"] * (frozen or for_the_record)
         return Work(
-            **(self._sampled_live(settings, live) if live else NOTHING_SAMPLED),
+            sampling=self._sampled_live(settings, live) if live else Sampling(),
             scored=scored * lengths.row,
             trained=rows * lengths.row,
             method=settings["method"],
@@ -135,34 +141,27 @@ class Counter:
             disk=run_bytes(settings, self._shape),
         )
 
-    def _sampled_live(self, settings: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, float]:
+    def _sampled_live(self, settings: Mapping[str, Any], live: Mapping[str, Any]) -> Sampling:
         rows = live["prompts_per_step"] * live["samples"]
-        one = self._sampling(rows, {**live, "batch_size": live["sampling_batch"]})
-        return {name: value * settings["num_steps"] for name, value in one.items()}
+        return self._sampling(rows, {**live, "batch_size": live["sampling_batch"]}).times(settings["num_steps"])
 
     def evaluate(self, step: Step) -> Work:
-        work = self._sampling(num_problems(step.params["problems"]) * step.params.get("samples", 1), step.params)
+        sampling = self._sampling(num_problems(step.params["problems"]) * step.params.get("samples", 1), step.params)
         size = self._size(step.params["base"]) if "run" not in step.inputs else 1.0
-        return Work(**work, size=size, loads=1, disk=work["sampled"] * TOKEN_BYTES["eval"])
+        return Work(sampling=sampling, size=size, loads=1, disk=sampling.tokens * TOKEN_BYTES["eval"])
 
     def account_kl(self, step: Step) -> Work:
         rows = num_problems(step.params["problems"]) * step.params["samples"]
         drift = step.params["drift_rollouts"] if "rollouts" in step.inputs else 0
-        scored = 2 * (2 * rows + drift) * self._lengths.row
-        return Work(**self._sampling(rows, step.params), scored=scored, seconds=KL_SECONDS, loads=2, disk=20_000)
+        scored = 2 * (2 * rows + drift) * self._lengths.row  # both models read what either wrote
+        sampling = self._sampling(rows, step.params)
+        return Work(sampling=sampling, scored=scored, seconds=KL_SECONDS, loads=2, disk=20_000)
 
     def walk(self, step: Step) -> Work:
         points, rows = len(step.params["alphas"]), step.params["num"]
-        sampled = self._sampling(rows, step.params) if step.params["accuracy"] else NOTHING_SAMPLED
-        sampling = {name: points * value for name, value in sampled.items()}
-        # the solution, the answer after it, the answer alone
-        return Work(
-            **sampling,
-            scored=3 * points * rows * self._lengths.row,
-            seconds=PATH_SECONDS,
-            loads=1,
-            disk=points * rows * 40,
-        )
+        sampling = self._sampling(rows, step.params).times(points) if step.params["accuracy"] else Sampling()
+        scored = 3 * points * rows * self._lengths.row  # the solution, the answer after it, the answer alone
+        return Work(sampling=sampling, scored=scored, seconds=PATH_SECONDS, loads=1, disk=points * rows * 40)
 
     def compare_states(self, step: Step) -> Work:
         models = len(step.inputs) + 1
@@ -197,12 +196,10 @@ class Counter:
     def merge(self, step: Step) -> Work:
         return Work(loads=1, disk=4.0 * self._shape.parameters)
 
-    def _sampling(self, rows: int, decoding: Mapping[str, Any]) -> dict[str, float]:
+    def _sampling(self, rows: int, decoding: Mapping[str, Any]) -> Sampling:
         """A batch lasts until its longest answer, which among many is about the longest allowed."""
-        return {
-            "passes": math.ceil(rows / decoding["batch_size"]) * float(decoding["max_new_tokens"]),
-            "sampled": rows * min(self._lengths.response, decoding["max_new_tokens"]),
-        }
+        limit = decoding["max_new_tokens"]
+        return Sampling(math.ceil(rows / decoding["batch_size"]) * limit, rows * min(self._lengths.response, limit))
 
     def _size(self, model: str) -> float:
         return shape_of(model).parameters / self._shape.parameters

@@ -40,10 +40,9 @@ def test_work_is_counted_in_tokens():
     dpo = {"name": "dpo", "train": {"objective": "dpo", "batch_size": 4, "num_steps": 5}}
     found = works(study({"name": "sft", "train": {"batch_size": 8, "num_steps": 5}}, dpo))
     assert found["train/sft-s0"].trained == 8 * 5 * 80 == found["train/dpo-s0"].trained  # a pair is two rows
-    assert found["rollouts"].sampled == 10 * 4 * 30
+    assert found["rollouts"].sampling.tokens == 10 * 4 * 30
     assert found["score/reference_logprobs"].scored == 10 * 4 * 80
-    assert found["eval/sft-s0"].sampled == 1000 * 30
-    assert found["eval/sft-s0"].passes == 4 * 96  # 1000 rows in batches of 256
+    assert found["eval/sft-s0"].sampling == (4 * 96, 1000 * 30)  # rows in batches of 256
 
 
 def test_a_live_run_samples_scores_and_trains():
@@ -51,7 +50,7 @@ def test_a_live_run_samples_scores_and_trains():
     arms = [{"name": n, "train": {"objective": n, "num_steps": 7}, "live": {}} for n in ("grpo", "opd")]
     found = works(study(*arms, live=live))
     grpo, opd = found["train/grpo-s0"], found["train/opd-s0"]
-    assert grpo.sampled == opd.sampled == 7 * 12 * 30
+    assert grpo.sampling.tokens == opd.sampling.tokens == 7 * 12 * 30
     assert grpo.trained == opd.trained == 2 * 7 * 12 * 80
     assert opd.scored == 7 * 12 * 80  # by the teacher
     assert grpo.scored == pytest.approx(7 * 12 * 80 / 5)  # the KL to the base, for the record
