@@ -79,7 +79,7 @@ def study_new(
 
     if out.exists() and not overwrite:
         raise FolderError(f"--out must be new, received {out}, which is there. Pass --overwrite, or another --out.")
-    names = tuple(name.strip() for name in arms.split(",") if name.strip()) or None
+    names = tuple(dict.fromkeys(name.strip() for name in arms.split(",") if name.strip())) or None
     text, notes = new_study(Given(student, rollouts, teacher, problems, test, names, out))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_schema(out.parent)

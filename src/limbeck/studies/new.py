@@ -305,4 +305,4 @@ def _name(student: str) -> str:
     >>> _name("models/Qwen3 0.6B/"), _name("abacus:base")
     ('Qwen3-0.6B', 'abacus-base')
     """
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(student).name).strip("-.") or "study"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(student).absolute().name).strip("-.") or "study"

@@ -43,6 +43,8 @@ def arm_of(name: str, first: str, ground: Ground) -> tuple[dict[str, Any], str]:
     Raises:
         ConfigError: no such arm, or one that cannot run on this ground.
     """
+    if name == first == SEED_NULL:
+        raise ConfigError(f"{SEED_NULL} is the first arm at another seed, received no arm before it. Name that first.")
     if name == SEED_NULL:
         arm, needs = arm_of(first, first, ground)
         null = {"name": f"{arm['name']}-seed", "role": "null", "note": NOTES[SEED_NULL], "seeds": [1]}

@@ -40,11 +40,14 @@ class Sampling(NamedTuple):
         return Sampling(num * self.passes, num * self.tokens)
 
 
+NOTHING = Sampling()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """Of one step. ``size`` is that of who works over the student's; ``method`` that of ``trained``."""
 
-    sampling: Sampling = Sampling()
+    sampling: Sampling = NOTHING
     scored: float = 0.0
     trained: float = 0.0
     method: str = "lora"
@@ -128,12 +131,12 @@ class Counter:
         rows = rows_trained(settings, live)
         scored = _times_watched(settings) * settings["kl_rows"]
         if live:
-            reads = inputs(find(settings["objective"]))
-            frozen = sum(name.startswith(("teacher", "reference")) for name in reads)
+            objectives = [stage["objective"] for stage in live["stages"]] or [settings["objective"]]
+            frozen = max(sum(n.startswith(("teacher", "reference")) for n in inputs(find(o))) for o in objectives)
             for_the_record = 1 / live["reference_every"] if live["reference_every"] else 0.0
             scored += rows / live["inner_epochs"] * (frozen or for_the_record)
         return Work(
-            sampling=self._sampled_live(settings, live) if live else Sampling(),
+            sampling=self._sampled_live(settings, live) if live else NOTHING,
             scored=scored * lengths.row,
             trained=rows * lengths.row,
             method=settings["method"],
@@ -159,7 +162,7 @@ class Counter:
 
     def walk(self, step: Step) -> Work:
         points, rows = len(step.params["alphas"]), step.params["num"]
-        sampling = self._sampling(rows, step.params).times(points) if step.params["accuracy"] else Sampling()
+        sampling = self._sampling(rows, step.params).times(points) if step.params["accuracy"] else NOTHING
         scored = 3 * points * rows * self._lengths.row  # the solution, the answer after it, the answer alone
         return Work(sampling=sampling, scored=scored, seconds=PATH_SECONDS, loads=1, disk=points * rows * 40)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from limbeck.studies.config import load_study
 from limbeck.studies.inputs import read_any_rollouts
 from limbeck.studies.new import SCHEMA_FILE
 from limbeck.studies.plan import make_plan
+from limbeck.worlds import resolve
 from limbeck.worlds.abacus.generator import generate
 
 
@@ -115,10 +117,15 @@ def test_a_teacher_s_study_samples_and_objectives_of_own_answers_are_live(data):
 
 
 def test_what_cannot_run_on_demonstrations_is_left_out_with_a_word(data):
-    given = ["study", "new", "--student", "abacus:base", "--rollouts", "demonstrations.jsonl"]
+    shutil.copytree(resolve("abacus:base"), data / "model")
+    given = ["study", "new", "--student", "model", "--rollouts", "demonstrations.jsonl"]
     code, _, err = call(*given)
     assert code == 0
-    assert [arm.name for arm in load_study("study.toml").arms] == ["sft", "dft", "sft-seed"]
+    study = load_study("study.toml")
+    assert (study.name, study.student) == ("model", str(data / "model"))
+    assert [arm.name for arm in study.arms] == ["sft", "dft", "sft-seed"]
+    assert study.eval.problems.path == "TEST.jsonl"
+    assert "Set eval.problems.path in study.toml: no --test was given." in err
     assert "rft was left out: rft trains on right rollouts alone, received 8 right of 8" in err
     assert "dpo was left out: dpo needs a problem with a right and a wrong rollout" in err
     code, _, said = call(*given, "--arms", "dpo", "--out", "asked.toml")
@@ -134,6 +141,7 @@ def test_what_cannot_run_on_demonstrations_is_left_out_with_a_word(data):
         (("--rollouts", "rollouts.jsonl", "--teacher", "abacus:teacher"), "received both"),
         (("--teacher", "abacus:teacher"), "Pass --problems"),
         (("--rollouts", "rollouts.jsonl", "--arms", "sft,dpoo"), 'Did you mean "dpo"?'),
+        (("--rollouts", "rollouts.jsonl", "--arms", "seed-null,sft"), "received no arm before it"),
         (("--rollouts", "rollouts.jsonl", "--arms", "opd"), "Pass --teacher"),
         (("--rollouts", "rollouts.jsonl", "--arms", "grpo"), "Pass --problems"),
         (("--rollouts", "rollouts.jsonl", "--arms", "erpd_clip"), "erpd"),
