@@ -1,6 +1,7 @@
 """About how long a study takes, and how much it writes: the work of its steps at a measured rate, corrected by finished steps.
 
-What a finished step of a kind took, over what this would have said, is a factor for the steps of that kind that are left.
+What finished steps of a kind took, over what this would have said, is a factor for the steps of that kind that are left; that of
+all steps that the student does, for its kinds of which none is finished.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from limbeck.studies.rates import Probe, Rates, counted, timed
 from limbeck.studies.runner import default_workers, read_seconds
 from limbeck.studies.runs import problems_of
 from limbeck.studies.step import Step
-from limbeck.studies.work import REPORT_BYTES, Counter, Lengths
+from limbeck.studies.work import REPORT_BYTES, Counter, Lengths, Work
 from limbeck.train.models import load_tokenizer
 from limbeck.worlds.named import read_problems
 
@@ -87,19 +88,33 @@ def estimate(
     counter = Counter(plan, config.student, lengths)
     work = {step.name: counter.work(step) for step in plan}
     predicted = {name: one.takes(rates) for name, one in work.items()}
-    corrections = _corrections(plan, predicted, read_seconds(out / "steps") if out else {})
-    left = dict.fromkeys(done, 0.0)
+    factors = _factors(plan, work, predicted, read_seconds(out / "steps") if out else {})
+    left = {s.name: 0.0 if s.name in done else factors[s.kind][0] * predicted[s.name] for s in plan}
     kinds = []
     for kind, steps in _by_kind(plan).items():
         names = {step.name for step in steps}
-        factor, known = corrections.get(kind, (1.0, 0))
-        left |= {name: factor * predicted[name] for name in names - done}
-        source = f"{known} finished" if known else "rates" if any(work[name].of_model for name in names) else "table"
         seconds, disk = sum(left[name] for name in names), sum(work[name].disk for name in names)
-        kinds.append(Kind(kind, len(names), len(names & done), seconds, disk, source))
+        kinds.append(Kind(kind, len(names), len(names & done), seconds, disk, factors[kind][1]))
     seconds = side_by_side(plan, left, workers) + (STARTING if len(done) < len(plan) else 0.0)
     disk = sum(one.disk for one in kinds) + REPORT_BYTES
     return Estimate(kinds, seconds, disk, workers, f"{rates.how}; {words}", predicted)
+
+
+def _factors(
+    plan: Sequence[Step], work: Mapping[str, Work], predicted: Mapping[str, float], took: Mapping[str, float]
+) -> dict[str, tuple[float, str]]:
+    """What the predictions of each kind are to be multiplied by, and what says so."""
+    pooled, any_known = _correction([step for step in plan if work[step.name].of_model], predicted, took)
+    out = {}
+    for kind, steps in _by_kind(plan).items():
+        factor, known = _correction(steps, predicted, took)
+        if known:
+            out[kind] = factor, f"{known} finished"
+        elif any(work[step.name].of_model for step in steps):
+            out[kind] = pooled, "rates, corrected" if any_known else "rates"
+        else:
+            out[kind] = 1.0, "table"
+    return out
 
 
 def _rates(config: StudyConfig, prompts: Sequence[tuple[int, ...]], workers: int, probe: bool | None) -> Rates:
@@ -140,17 +155,12 @@ def _by_kind(plan: Sequence[Step]) -> dict[str, list[Step]]:
     return kinds
 
 
-def _corrections(
-    plan: Sequence[Step], predicted: Mapping[str, float], took: Mapping[str, float]
-) -> dict[str, tuple[float, int]]:
-    """For each kind with finished steps: their seconds over the predicted ones, and how many steps say so."""
-    out = {}
-    for kind, steps in _by_kind(plan).items():
-        known = [step for step in steps if step.folder in took]
-        said = sum(predicted[step.name] for step in known)
-        if known and said > 0:
-            out[kind] = (sum(took[step.folder] for step in known) / said, len(known))
-    return out
+def _correction(steps: Sequence[Step], predicted: Mapping[str, float], took: Mapping[str, float]) -> tuple[float, int]:
+    """The seconds of finished steps over the predicted ones, and how many steps say so; 1 where none does."""
+    known = [step for step in steps if step.folder in took and predicted[step.name] > 0]
+    if not known:
+        return 1.0, 0
+    return sum(took[step.folder] for step in known) / sum(predicted[step.name] for step in known), len(known)
 
 
 def _prompts(config: StudyConfig) -> list[tuple[int, ...]]:

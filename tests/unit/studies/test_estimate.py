@@ -96,8 +96,10 @@ def test_finished_steps_are_done_and_correct_those_of_their_kind(tmp_path):
     evaluated, trained = kinds["eval"], kinds["train"]
     assert (evaluated.steps, evaluated.done, evaluated.source) == (4, 1, "1 finished")
     assert evaluated.seconds == pytest.approx(3 * 7.0)  # each of the others answers as much as the base did
-    assert (trained.done, trained.source) == (0, "rates")
-    assert trained.seconds == pytest.approx(sum(found.steps[f"train/{name}-s0"] for name in ("sft", "dft")))
+    assert (trained.done, trained.source) == (0, "rates, corrected")
+    wrong_by = 7.0 / found.steps["eval/base"]
+    assert trained.seconds == pytest.approx(wrong_by * sum(found.steps[f"train/{name}-s0"] for name in ("sft", "dft")))
+    assert kinds["compare"].source == "table"
     assert "done  reads" in next(
         line for line in steps_lines(plan, tmp_path).splitlines() if line.startswith("eval/base")
     )
@@ -110,7 +112,8 @@ def test_finished_steps_are_done_and_correct_those_of_their_kind(tmp_path):
 def test_a_probe_times_the_student_itself():
     tokenizer = load_tokenizer("abacus:base")
     prompts = [prompt_ids(tokenizer, problem.prompt) for problem, _ in generate("test", 3, seed=0)]
-    probe = Probe("abacus:base", prompts, 96, 1.0, {"lora": TrainConfig()}, False)
+    first_arm = TrainConfig(objective="dpo", knobs={"beta": 0.2}, normalizer="sequence")
+    probe = Probe("abacus:base", prompts, 96, 1.0, {"lora": first_arm}, False)
     begin = time.monotonic()
     rates = time_here(probe, time.monotonic)
     took = time.monotonic() - begin
