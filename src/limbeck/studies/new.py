@@ -186,7 +186,7 @@ def _arms(arms: Sequence[tuple[dict[str, Any], str]]) -> list[str]:
 
 
 def _section(title: str, model: str, entries: Sequence[Entry]) -> str:
-    """A section: every key under its field's docstring, and the names of the keys that it does not set."""
+    """A section: every key under its field's docstring and what decided its value."""
     lines = [f"[{title}]"] if title else []
     for entry in entries:
         lines += [*_comment(describe(model, entry.key)), *_comment(entry.why)]

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from limbeck.config import settings_of
 from limbeck.folders import is_complete
-from limbeck.studies.config import StudyConfig
+from limbeck.studies.config import ArmConfig, StudyConfig
 from limbeck.studies.estimate import Estimate
 from limbeck.studies.step import Step
 from limbeck.studies.work import rows_trained
@@ -30,35 +29,26 @@ def steps_lines(plan: Sequence[Step], out: Path | None) -> str:
 
 def arms_table(config: StudyConfig) -> str:
     """One line an arm, its settings in full."""
-    table = Table(
-        "arm",
-        "role",
-        "seeds",
-        "objective",
-        "selection",
-        "steps",
-        "rows trained on",
-        "own rollouts",
-        title="Arms, each run",
-    )
+    heads = ("arm", "role", "seeds", "objective", "selection", "steps", "rows trained on", "rollouts")
+    table = Table(*heads, title="Arms, each run")
     for arm in config.arms:
         train, live = config.training(arm, 0), config.living(arm)
-        settings = settings_of(train, "train")
-        given = settings_of(live, "live") if live else None
-        own = (
-            f"{train.num_steps * live.prompts_per_step * live.samples:,} as it goes" if live else _own(config, arm.name)
-        )
+        rows = rows_trained(train.model_dump(), live.model_dump() if live else None)
         stages = ", ".join(stage.objective for stage in live.stages) if live else ""
+        seeds = ", ".join(map(str, config.seeds_of(arm)))
+        objective, selection = stages or train.objective, "" if live else train.selection
+        rollouts = _rollouts(config, arm)
         table.add_row(
-            escape(arm.name), arm.role, ", ".join(map(str, config.seeds_of(arm))), stages or train.objective, train.selection,
-            f"{train.num_steps:,}", f"{rows_trained(settings, given):,}", own,
-        )  # fmt: skip
+            escape(arm.name), arm.role, seeds, objective, selection, f"{train.num_steps:,}", f"{rows:,}", rollouts
+        )
     return _text(table)
 
 
-def _own(config: StudyConfig, name: str) -> str:
-    arm = config.arm(name)
-    return "" if arm.rollouts is None else f"by {config.sampling(arm).by}"
+def _rollouts(config: StudyConfig, arm: ArmConfig) -> str:
+    """Whose rollouts an arm learns from, and how many of its own it samples."""
+    if live := config.living(arm):
+        return f"{config.training(arm, 0).num_steps * live.prompts_per_step * live.samples:,} as it goes"
+    return "shared" if arm.rollouts is None else f"by {config.sampling(arm).by}"
 
 
 def time_table(found: Estimate) -> str:

@@ -69,7 +69,8 @@ class Probe(NamedTuple):
 def timed(probe: Probe, workers: int) -> Rates:
     """Rates of each of so many processes side by side, as a study runs them; the mean of what they found.
 
-    Side by side each has one thread, and its own processor time is read, so that what else runs here now does not count.
+    Side by side each has one thread, and its own processor time is read, so that waiting for
+    what else runs here now does not count.
     """
     if workers == 1:
         return time_here(probe, time.monotonic)
