@@ -18,7 +18,7 @@ from limbeck.progress import bar
 from limbeck.studies.config import StudyConfig
 from limbeck.studies.facts import rollout_facts, shape_of
 from limbeck.studies.rates import Probe, Rates, counted, timed
-from limbeck.studies.runner import default_workers, read_seconds
+from limbeck.studies.runner import SMALL, default_workers, read_seconds
 from limbeck.studies.runs import problems_of
 from limbeck.studies.step import Step
 from limbeck.studies.work import REPORT_BYTES, Counter, Lengths, Work
@@ -78,7 +78,7 @@ def estimate(
         config: the study.
         plan: its steps.
         out: the study's folder, if it has been started.
-        probe: time the student; by default if it is small enough that steps run side by side.
+        probe: time the student; by default if it is small, so that this takes seconds.
     """
     workers = config.workers or default_workers(shape_of(config.student).stored)
     prompts = _prompts(config)
@@ -121,7 +121,7 @@ def _rates(config: StudyConfig, prompts: Sequence[tuple[int, ...]], workers: int
     """Of the student, timed or counted; each method with the settings of the first arm that has it."""
     shape = shape_of(config.student)
     methods = {train.method: train for train in (config.training(arm, 0) for arm in reversed(config.arms))}
-    small = default_workers(shape.stored) > 1
+    small = shape.stored < SMALL
     if not (small if probe is None else probe):
         return counted(shape, list(methods))
     given = config.eval
