@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from limbeck.cli import complete
 from limbeck.cli.options import Out, app, world_app
 
 
 @app.command()
 def objectives(
-    name: Annotated[str | None, typer.Argument(help="One objective in full.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One objective in full.", autocompletion=complete.objectives)
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The whole table as docs/methods.md.")] = False,
 ) -> None:
     """The objectives: inputs, knobs, unit, normalizer as published, source."""
@@ -37,7 +40,7 @@ def metrics() -> None:
 
 
 @world_app.command("build")
-def world_build(world: Annotated[str, typer.Argument(help="abacus")], out: Out) -> None:
+def world_build(world: Annotated[str, typer.Argument(help="abacus", autocompletion=complete.worlds)], out: Out) -> None:
     """Train a world's base and teacher again from nothing."""
     import torch
 
@@ -54,7 +57,7 @@ def world_build(world: Annotated[str, typer.Argument(help="abacus")], out: Out) 
 
 @world_app.command("check")
 def world_check(
-    world: Annotated[str, typer.Argument(help="abacus")] = "abacus",
+    world: Annotated[str, typer.Argument(help="abacus", autocompletion=complete.worlds)] = "abacus",
     num: Annotated[int, typer.Option(min=10, help="Test problems.")] = 1000,
 ) -> None:
     """How good a world's base and teacher are, and how mixed the teacher's groups."""
