@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -145,7 +145,7 @@ def ranks(left: Axes, right: Axes) -> dict[str, float]:
     right.set(xlabel="increments of rank 8", ylabel="stable rank", ylim=(0, None))
     right.set_title("a walk's rank rises by itself")
     right.legend()
-    return {"erank_stored_at_1e-5": found[3]["erank", "", 0].value, "scale": float(scales[3])}
+    return {"erank_stored": found[3]["erank", "", 0].value, "entry_1e-6": float(scales[3]) * 1e6}
 
 
 def increments(steps: int) -> Iterator[Tensor]:
@@ -295,18 +295,19 @@ def between(left: Axes, right: Axes) -> dict[str, float]:
     return out
 
 
-PICTURES: dict[str, Callable[[Axes, Axes], dict[str, float]]] = {
+Picture = Callable[[Axes, Axes], dict[str, float]]
+PICTURES: dict[str, Picture] = {
     "direction": direction, "angles": angles, "ranks": ranks, "storage": storage, "rotation": rotated, "along": along,
     "between": between,
 }  # fmt: skip
 
 
-def main(folder: Path) -> dict[str, dict[str, float]]:
-    """Draw every picture into a folder and print the numbers that the page quotes."""
+def main(folder: Path, chosen: Mapping[str, Picture] = PICTURES) -> dict[str, dict[str, float]]:
+    """Draw pictures into a folder and print the numbers that the page quotes."""
     folder.mkdir(parents=True, exist_ok=True)
     said = {}
     with mpl.rc_context(STYLE):
-        for name, draw in PICTURES.items():
+        for name, draw in chosen.items():
             figure = Figure(figsize=(7.4, 2.9))
             said[name] = draw(*figure.subplots(1, 2))
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, facecolor="white")
