@@ -28,4 +28,8 @@ def _block(block: str) -> str:
     if block.lstrip().startswith(">>>"):
         return f"```python\n{block}\n```"
     parts = CODE.split(ROLE.sub(r"`\1`", block))
-    return "".join(part if i % 2 else re.sub(r"([*\[\]<])", r"\\\1", part) for i, part in enumerate(parts))
+    return "".join(part if i % 2 else _escaped(part) for i, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([*\[\]])", r"\\\1", text).replace("<", "&lt;")

@@ -45,6 +45,4 @@ def _pairs(left: str, right: str, rows: Mapping[str, str]) -> str:
 
 def _cell(text: str) -> str:
     """Bars would end a cell, stars would slant it, brackets would be taken for tags."""
-    for mark in ("\\", "|", "*", "<", ">"):
-        text = text.replace(mark, f"\\{mark}")
-    return text
+    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
