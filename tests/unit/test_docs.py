@@ -30,9 +30,9 @@ PAGES = {
 README, DESIGN = PAGES["README.md"], PAGES["docs/design.md"]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 SMALL = {  # what is added where a marked command is run: an option given twice counts as given last
-    "study run": "--set rollouts.problems.num=8 --set train.num_steps=1 --set train.batch_size=8 --set eval.problems.num=8 "
+    "study run": "--set workers=1 --set rollouts.problems.num=8 --set train.num_steps=1 --set train.batch_size=8 --set eval.problems.num=8 "
     "--set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",
-    "sample": "--num 4 --max-new-tokens 32",
+    "sample": "--num 6 --samples 4 --max-new-tokens 64",
     "train": "--set train.num_steps=1 --set train.batch_size=4",
     "train --problems": "--set train.num_steps=1 --set live.prompts_per_step=2 --set live.samples=2",
     "measure": "--draws 20",
