@@ -30,8 +30,8 @@ PAGES = {
 README, DESIGN = PAGES["README.md"], PAGES["docs/design.md"]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 SMALL = {  # what is added where a marked command is run: an option given twice counts as given last
-    "study run": "--set workers=1 --set rollouts.problems.num=8 --set train.num_steps=1 --set train.batch_size=8 --set eval.problems.num=8 "
-    "--set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",
+    "study run": "--set workers=1 --set rollouts.problems.num=8 --set train.num_steps=1 --set train.batch_size=8 "
+    "--set eval.problems.num=8 --set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",
     "sample": "--num 6 --samples 4 --max-new-tokens 64",
     "train": "--set train.num_steps=1 --set train.batch_size=4",
     "train --problems": "--set train.num_steps=1 --set live.prompts_per_step=2 --set live.samples=2",
@@ -45,18 +45,18 @@ def block(text: str, language: str) -> str:
 
 
 def commands(text: str) -> Iterator[str]:
-    """Lines of code blocks that call limbeck, without comments."""
+    """Lines of code blocks that call limbeck, without comments and what a shell does with the output."""
     for _, language, body in FENCE.findall(text):
         if language in ("", "sh", "bash", "console"):
             for line in body.replace("\\\n", " ").splitlines():
                 if line.removeprefix("$ ").startswith("limbeck "):
-                    yield re.sub(r"\s+#.*", "", line.removeprefix("$ "))
+                    yield re.sub(r"\s+(#|[>|] ).*", "", line.removeprefix("$ "))
 
 
 def spans(text: str) -> Iterator[str]:
     """Code in running text that begins with limbeck, joined where a line ended in it."""
     for span in re.findall(r"`(limbeck [^`]+)`", FENCE.sub("", text)):
-        yield " ".join(span.replace("\\|", "|").split())
+        yield re.sub(r" > .*", "", " ".join(span.replace("\\|", "|").split()))
 
 
 COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands(text)]
