@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -182,6 +183,17 @@ def test_the_site_has_every_page():
 
     pages = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
     assert sorted(pages) == sorted({page.removeprefix("docs/") for page in PAGES} - {"README.md"} | GENERATED)
+
+
+def test_the_settings_page_has_every_table():
+    page = PAGES["docs/reference/settings.md"]
+    for module in (RunConfig.__module__, StudyConfig.__module__):
+        tables = [
+            kind for kind in vars(sys.modules[module]).values() if isinstance(kind, type) and issubclass(kind, Config)
+        ]
+        here = [kind.__name__ for kind in tables if kind.__module__ == module and kind is not Config]
+        assert len(here) > 5
+        assert [name for name in here if f"::: {module}.{name}\n" not in page] == []
 
 
 def test_the_objective_that_the_design_page_adds_works_as_shown():
