@@ -29,14 +29,19 @@ def objectives(
 
 
 @app.command()
-def metrics() -> None:
+def metrics(
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole table, nulls and reasons as a page.")] = False,
+) -> None:
     """The metrics of the geometry: unit, null, meaning."""
-    from limbeck.geometry import METRICS
+    from limbeck.geometry import METRICS, describe
     from limbeck.geometry.dense import DENSE_METRICS
     from limbeck.geometry.trajectory import TRAJECTORY_METRICS
     from limbeck.report.terminal import metric_table
 
-    typer.echo(metric_table(METRICS | DENSE_METRICS | TRAJECTORY_METRICS))
+    if markdown:
+        sys.stdout.write(describe.markdown())
+    else:
+        typer.echo(metric_table(METRICS | DENSE_METRICS | TRAJECTORY_METRICS))
 
 
 @world_app.command("build")
