@@ -17,6 +17,7 @@ from limbeck.errors import LimbeckError
 
 VERBS = [
     "study",
+    "doctor",
     "sample",
     "import",
     "score",
