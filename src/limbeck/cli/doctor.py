@@ -24,12 +24,14 @@ def doctor(
     import json
 
     from limbeck.config import RunConfig, override, parse
-    from limbeck.doctor.examine import examine
+    from limbeck.doctor.examine import PARTS, examine
     from limbeck.doctor.show import shown
+    from limbeck.progress import bar
 
     values = {"base": model, "rollouts": str(rollouts or ""), "train": {"method": method} if method else {}}
     config = parse(RunConfig, override(values, settings or []), where="run")
-    findings = examine(config, teacher, tell=lambda what: typer.echo(f"looking at: {what}", err=True))
+    with bar("doctor", len(PARTS)) as advance:
+        findings = examine(config, teacher, advance=advance)
     problems = sum(finding.level == "problem" for finding in findings)
     if as_json:
         record = {"model": model, "problems": problems, "findings": [finding.record() for finding in findings]}

@@ -55,7 +55,8 @@ def examine_rollouts(rollout_set: RolloutSet, reader: Reader, config: TrainConfi
         _lengths(rollouts, reader.context, config.max_length),
         _ids(rollouts, reader.num_ids),
         _template(rollout_set, reader),
-        _endings(rollout_set, reader),
+        _truncated(rollout_set),
+        _ends(rollouts, reader.stops),
         _rewards(rollout_set),
         _groups(rollout_set),
         _logprobs(rollout_set),
@@ -149,33 +150,35 @@ def _opens(response: str) -> bool:
     return tag is not None and not (tag[1] or tag[2])
 
 
-def _endings(rollout_set: RolloutSet, reader: Reader) -> Finding:
-    rollouts = rollout_set.rollouts
-    cut = sum(r.finish == Finish.LENGTH for r in rollouts)
-    open_end = sum(r.finish == Finish.STOP and r.response_ids[-1] not in reader.stops for r in rollouts)
+def _truncated(rollout_set: RolloutSet) -> Finding:
+    num, cut = len(rollout_set), sum(r.finish == Finish.LENGTH for r in rollout_set.rollouts)
     assumed = str(rollout_set.provenance.get("finish", "")).startswith("assumed")
-    share = cut / len(rollouts)
-    facts = {"truncated": cut, "share": share, "stopped_without_end": open_end, "assumed": assumed}
-    says = f"{cut} of {len(rollouts)} rows were cut by the length limit ({share:.1%})"
-    if open_end:
-        return found(
-            name="truncated", level="note", facts=facts,
-            says=f"{says}; {open_end} that are said to have stopped end in no end token of this model",
-            remedy="They do not teach the student to end. Import their text again with this model.",
-        )  # fmt: skip
+    facts = {"truncated": cut, "share": cut / num, "assumed": assumed}
+    says = f"{cut} of {num} rows were cut by the length limit ({cut / num:.1%})"
+    remedies = []
     if assumed:
+        says += "; the file does not say how all of them ended, and those count as stopped"
+        remedies.append('Add the column "finish" with "stop" or "length".')
+    if cut / num > TRUNCATED_SHARE:
+        remedies.append(
+            "Cut rows have no end to learn from and mostly count as wrong: sample with a higher max_new_tokens."
+        )
+    level = "note" if remedies else "ok"
+    return found(name="truncated", level=level, says=says, remedy=" ".join(remedies), facts=facts)
+
+
+def _ends(rollouts: Sequence[Rollout], stops: Sequence[int]) -> Finding:
+    stopped = [r for r in rollouts if r.finish == Finish.STOP]
+    num = sum(r.response_ids[-1] not in stops for r in stopped)
+    facts = {"stopped": len(stopped), "without_end": num, "stops": list(stops)}
+    if not num:
         return found(
-            name="truncated", level="note", facts=facts,
-            says=f"{says}, but the file does not say how all of them ended: those count as stopped",
-            remedy='Add the column "finish" with "stop" or "length".',
-        )  # fmt: skip
-    if share > TRUNCATED_SHARE:
-        return found(
-            name="truncated", level="note", says=says, facts=facts,
-            remedy="They have no end to learn from, and count as wrong for want of room: sample with a higher max_new_tokens, or "
-            "drop them.",
-        )  # fmt: skip
-    return found(name="truncated", says=says, facts=facts)
+            name="ends", says=f"all {len(stopped)} that stopped end in an end token of this model", facts=facts
+        )
+    return found(
+        name="ends", level="note", says=f"{num} of {len(stopped)} that stopped end in no end token of this model", facts=facts,
+        remedy="They do not teach the student to end: import their text again with this model.",
+    )  # fmt: skip
 
 
 def _rewards(rollout_set: RolloutSet) -> Finding:

@@ -5,41 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.batches.collate import TrainingData
 from limbeck.batches.forward import check_head
-from limbeck.config import RunConfig
+from limbeck.config import RunConfig, TrainConfig
 from limbeck.doctor.data import Reader, examine_rollouts, read_any
 from limbeck.doctor.finding import SECTIONS, Finding, size
-from limbeck.doctor.forecast import forecast, full_passes, least, passes_of
+from limbeck.doctor.forecast import OF_ROWS, Forecast, Passes, forecast, full_passes, least, passes_of
 from limbeck.doctor.machine import Room, device_room, examine_machine, process_bytes, room
 from limbeck.doctor.stored import Stored, stored
-from limbeck.doctor.table import chosen_data, examine_objectives
+from limbeck.doctor.table import asked, examine_objectives, usable
 from limbeck.doctor.tokens import config_of, examine_tokenizer, generation_of, rows_of, thinks
 from limbeck.errors import LimbeckError
 from limbeck.objectives import find
 from limbeck.problems.prompts import stop_ids
-from limbeck.train.engine import Engine, make_engine
+from limbeck.train.engine import make_engine, trainable
 from limbeck.train.models import add_adapter, load_model, model_context, model_folder, unfreeze
 from limbeck.train.run import check
-from limbeck.types import RolloutSet
 
 in_model, in_memory = (partial(Finding, about=section) for section in ("model", "memory"))
+PARTS = ("model", "rollouts", "memory")
 TIGHT = 0.9  # of what is free, from which on it is worth a note
 
 
 def examine(
-    config: RunConfig, teacher: str | None = None, *, tell: Callable[[str], None] = lambda what: None
+    config: RunConfig, teacher: str | None = None, *, advance: Callable[[float], None] = lambda amount: None
 ) -> list[Finding]:
     """Look at a model, and at rollouts where there are any, as a run with these settings would use them.
 
     Args:
         config: base, rollouts (a folder or a file; may be empty) and settings of the run.
         teacher: a model that the student is to learn from.
-        tell: told what is being looked at.
+        advance: called with 1 after each of ``PARTS``.
 
     Raises:
         ConfigError: settings that no run can have.
@@ -47,23 +48,31 @@ def examine(
     check(config.train)
     free = device_room() or room()  # before anything is loaded
     findings = examine_machine()
-    tell("model")
     try:
         shape = stored(model_folder(config.base))
         findings.append(_model(config, shape))
     except (LimbeckError, OSError, ValueError) as error:
         remedy = "Give a local Hugging Face folder with config.json and safetensors weights."
-        return [*findings, in_model(name="loads", level="problem", says=str(error), remedy=remedy)]
+        return [*findings, in_model(name="folder", level="problem", says=str(error), remedy=remedy)]
     about_tokens, tokenizer = examine_tokenizer(config.base, teacher)
-    findings += about_tokens
-    rollout_set = data = None
-    if config.rollouts and tokenizer is not None:
-        tell("rollouts")
-        about_rollouts, rollout_set, data = _rollouts(config, tokenizer)
-        findings += about_rollouts
-    tell("memory")
-    findings += _memory(config, shape, rollout_set, data, free, teacher)
+    advance(1)
+    about_rollouts, data = _rollouts(config, tokenizer) if config.rollouts else ([], None)
+    advance(1)
+    about_memory = _memory(_Run(config, shape, data, free, process_bytes(), teacher))
+    advance(1)
+    findings += about_tokens + about_rollouts + about_memory
     return sorted(findings, key=lambda finding: SECTIONS.index(finding.about))
+
+
+class _Run(NamedTuple):
+    """What decides a run's memory, and what there is of it; ``process`` is what this process took before a model."""
+
+    config: RunConfig
+    shape: Stored
+    data: TrainingData | None
+    free: Room
+    process: int
+    teacher: str | None
 
 
 def _model(config: RunConfig, shape: Stored) -> Finding:
@@ -81,88 +90,79 @@ def _model(config: RunConfig, shape: Stored) -> Finding:
 
 
 def _rollouts(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Finding], RolloutSet | None, TrainingData | None]:
-    base = config.base
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[list[Finding], TrainingData | None]:
+    """Findings of rollouts and objectives, and what the run would train on."""
+    read = partial(Finding, about="rollouts", name="read", level="problem")
+    if tokenizer is None:
+        return [read(says="not looked at without a tokenizer", remedy="See to the tokenizer first.")], None
     try:
         rollout_set = read_any(Path(config.rollouts), tokenizer)
-        if not rollout_set.rollouts:
-            raise LimbeckError(f"{config.rollouts} must hold at least one rollout, received none.")
-        stops = stop_ids(tokenizer, generation_of(base))
+        stops = stop_ids(tokenizer, generation_of(config.base))
     except (LimbeckError, OSError) as error:
         remedy = "Mend the file as it says, or give the folder that `limbeck import` or `limbeck sample` wrote."
-        return [Finding(about="rollouts", name="read", level="problem", says=str(error), remedy=remedy)], None, None
-    context = model_context(base)
-    reader = Reader(tokenizer, stops, rows_of(config_of(base)), context, thinks(tokenizer))
-    findings = examine_rollouts(rollout_set, reader, config.train) + examine_objectives(config, rollout_set, context)
-    return findings, rollout_set, chosen_data(config, rollout_set, context)
+        return [read(says=str(error), remedy=remedy)], None
+    if not rollout_set.rollouts:
+        return [read(says=f"{config.rollouts} holds no rollout", remedy="Sample or import some.")], None
+    context = model_context(config.base)
+    reader = Reader(tokenizer, stops, rows_of(config_of(config.base)), context, thinks(tokenizer))
+    about = asked(config, rollout_set, context)
+    chosen = usable(about, find(config.train.objective)).prepared
+    findings = examine_rollouts(rollout_set, reader, config.train) + examine_objectives(about)
+    return findings, chosen.data if chosen else None
 
 
-def _memory(
-    config: RunConfig,
-    shape: Stored,
-    rollout_set: RolloutSet | None,
-    data: TrainingData | None,
-    free: Room,
-    teacher: str | None,
-) -> list[Finding]:
+def _memory(run: _Run) -> list[Finding]:
     """The run's peak against what is free; the model is loaded for it only where it fits."""
-    floor = least(shape, config.train)
-    facts = {"least": floor, **free._asdict()}
-    if floor > free.available:
-        remedy = _less(config, {"weights": 4 * shape.entries})
-        says = f"at least {size(floor)} for weights and what trains them, {size(free.available)} are free"
-        return [in_memory(name="run", level="problem", says=says, remedy=remedy, facts=facts)]
-    process = process_bytes()
+    train, floor = run.config.train, least(run.shape, run.config.train)
+    if floor > run.free.available:
+        says = f"at least {size(floor)} for weights and what trains them, {size(run.free.available)} are free"
+        facts = {"least": floor, **run.free._asdict()}
+        return [in_memory(name="run", level="problem", says=says, remedy=_less(train, {"weights": floor}), facts=facts)]
     try:
-        model = load_model(config.base)
-        check_head(model, _few_ids(rollout_set))
-        lora = config.train.method == "lora"
-        tuned = add_adapter(model, config.train.lora, init_seed=config.train.init_seed) if lora else unfreeze(model)
-        engine = make_engine(tuned, config.train)
+        model = load_model(run.config.base)
+        check_head(model, torch.arange(16) % 13)
+        lora = train.method == "lora"
+        engine = make_engine(add_adapter(model, train.lora, init_seed=0) if lora else unfreeze(model), train)
     except LimbeckError as error:
         remedy = "Set what the message names (--set train.key=value), or take another model."
         return [in_model(name="trains", level="problem", says=str(error), remedy=remedy)]
-    trained = sum(p.numel() for p in engine.student.parameters() if p.requires_grad)
-    says = f"{config.train.method} trains {trained:,} of its weights; its head's log-probs are the model's own"
-    heading = in_model(name="trains", says=says, facts={"method": config.train.method, "trained": trained})
-    return [heading, *_forecast(config, engine, shape, data, free, process, teacher)]
+    trained = sum(p.numel() for p in trainable(engine))
+    says = f"{train.method} trains {trained:,} parameters; log-probs from its head are the model's own"
+    found = [in_model(name="trains", says=says, facts={"method": train.method, "trained": trained})]
+    passes = passes_of(run.data, train, engine) if run.data else full_passes(train, engine)
+    head = _head_bytes(run.teacher) if run.teacher else 0
+    needed = forecast(engine, find(train.objective), passes, stored=run.shape, teacher_head=head)
+    found += [_peak(run, needed), _largest(run, passes, needed, engine.config.pass_tokens)]
+    return found + ([_teacher(run.teacher, run.free)] if run.teacher else [])
 
 
-def _forecast(
-    config: RunConfig,
-    engine: Engine,
-    shape: Stored,
-    data: TrainingData | None,
-    free: Room,
-    process: int,
-    teacher: str | None,
-) -> list[Finding]:
-    passes = passes_of(data, engine.config, engine.model) if data else full_passes(engine.config)
-    head = _head_bytes(teacher) if teacher else 0
-    found = forecast(engine, find(config.train.objective), passes, stored=shape, teacher_head=head)
-    own = 0 if torch.cuda.is_available() else process  # a device holds no libraries of ours
-    needed = own + found.peak
-    facts = {
-        "peak": found.peak, "process": own, "stage": found.stage, "stages": found.stages, "kept_per_token": found.kept_per_token,
-        "token_budget": engine.config.pass_tokens, "largest_micro_batch": passes.cells, **free._asdict(),
-    }  # fmt: skip
-    parts = ", ".join(f"{part} {size(n)}" for part, n in sorted(found.largest.items(), key=lambda part: -part[1]))
-    says = f"{size(needed)} at its peak, in {found.stage}: {parts}" + (
-        f"; process and libraries {size(own)}" if own else ""
+def _peak(run: _Run, needed: Forecast) -> Finding:
+    process = 0 if torch.cuda.is_available() else run.process  # a device holds no libraries of ours
+    total = process + needed.peak
+    parts = ", ".join(f"{part} {size(n)}" for part, n in sorted(needed.largest.items(), key=lambda part: -part[1]))
+    says = (
+        f"{size(total)} at its peak, {size(run.free.available)} are free. The largest stage is {needed.stage}: {parts}"
     )
-    level = "problem" if needed > free.available else "note" if needed > TIGHT * free.available else "ok"
-    remedy = "" if level == "ok" else _less(config, found.largest)
-    whose = "rows of the rollouts" if data else "micro-batches as large as allowed: give rollouts for their own sizes"
-    tokens = (
-        f"{passes.cells} tokens with padding, {size(found.kept_per_token)} each until backward, at most "
-        f"{engine.config.pass_tokens} unless one row is longer; {whose}"
-    )
-    findings = [
-        in_memory(name="run", level=level, says=f"{says}; {size(free.available)} are free", remedy=remedy, facts=facts),
-        in_memory(name="largest micro-batch", says=tokens, facts=passes._asdict()),
-    ]
-    return findings + ([_teacher(teacher, free)] if teacher else [])
+    says += f"; beside the process with its libraries, {size(process)}" if process else ""
+    tight = "problem" if total > run.free.available else "note" if total > TIGHT * run.free.available else "ok"
+    return in_memory(
+        name="run",
+        level=tight,
+        says=says,
+        remedy="" if tight == "ok" else _less(run.config.train, needed.largest),
+        facts={
+            "peak": needed.peak, "process": process, "stage": needed.stage, "stages": needed.stages, **run.free._asdict(),
+        },
+    )  # fmt: skip
+
+
+def _largest(run: _Run, passes: Passes, needed: Forecast, budget: int) -> Finding:
+    says = f"{passes.cells} tokens with padding, {size(needed.kept_per_token)} each until backward; {budget} are the limit "
+    says += "of all but single rows"
+    says += "" if run.data else ", and without rollouts the limit is what was taken"
+    facts = {**passes._asdict(), "token_budget": budget, "kept_per_token": needed.kept_per_token}
+    return in_memory(name="largest micro-batch", says=says, facts=facts)
 
 
 def _teacher(teacher: str, free: Room) -> Finding:
@@ -181,11 +181,10 @@ def _teacher(teacher: str, free: Room) -> Finding:
     return in_memory(name="teacher", level="problem", says=says, remedy=remedy, facts=facts)
 
 
-def _less(config: RunConfig, parts: Mapping[str, int]) -> str:
+def _less(train: TrainConfig, parts: Mapping[str, int]) -> str:
     """What to set so that the run's largest part becomes smaller."""
-    train, rows = config.train, sum(parts.get(name, 0) for name in ("kept until backward", "made on the way", "heap"))
     found = []
-    if rows > sum(parts.values()) / 3:
+    if sum(parts.get(name, 0) for name in OF_ROWS) > sum(parts.values()) / 3:
         found += [] if train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
         found += ["a smaller train.token_budget, or a smaller train.max_length where single rows are that long"]
     if train.method == "full":
@@ -194,13 +193,9 @@ def _less(config: RunConfig, parts: Mapping[str, int]) -> str:
 
 
 def _head_bytes(teacher: str) -> int:
-    own = config_of(teacher).get_text_config()
+    """Of a teacher's output head as scores keep it, fp32; 0 where there is no such model."""
+    try:
+        own = config_of(teacher).get_text_config()
+    except (LimbeckError, OSError, ValueError):
+        return 0  # a finding of its own
     return 4 * int(own.vocab_size) * int(own.hidden_size)
-
-
-def _few_ids(rollout_set: RolloutSet | None) -> torch.Tensor:
-    """Tokens to probe the head with, as a run does."""
-    if rollout_set is None:
-        return torch.arange(16) % 13
-    first = rollout_set.rollouts[0]
-    return torch.tensor([*first.prompt_ids, *first.response_ids][:16])

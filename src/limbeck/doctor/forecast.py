@@ -31,8 +31,11 @@ from limbeck.types import Objective
 # the heap grows instead. Between 0.5 and 0.7 was measured; docs/doctor.md has the runs.
 HEAP_SHARE = 0.6
 PROBE_TOKENS = 8  # a row
+# parts that fewer tokens make smaller
+OF_ROWS = ("kept until backward", "made on the way", "heap", "heap after backward")
 
-STATE: dict[type[Optimizer], Callable[[nn.Parameter, Mapping], int]] = {  # entries that an optimizer keeps of a tensor
+# entries that an optimizer keeps of a tensor
+STATE: dict[type[Optimizer], Callable[[nn.Parameter, Mapping], int]] = {
     torch.optim.AdamW: lambda p, group: 2 * p.numel(),
     torch.optim.SGD: lambda p, group: p.numel() if group["momentum"] else 0,
     torch.optim.Adafactor: lambda p, group: _factored(p),
@@ -76,32 +79,34 @@ class Forecast(NamedTuple):
         return self.stages[self.stage]
 
 
-def passes_of(data: TrainingData, config: TrainConfig, model: nn.Module) -> Passes:
+def passes_of(data: TrainingData, config: TrainConfig, engine: Engine) -> Passes:
     """The largest micro-batch among the steps of one epoch, or of the run where that is shorter.
 
     Args:
         data: what the run would train on.
-        config: with ``token_budget`` as the engine decided it.
-        model: says what packing computes.
+        config: as it was set.
+        engine: knows the budget that was decided on, and what packing computes.
     """
+    budget = engine.config.pass_tokens
     epoch = -(-len(data.items) // config.batch_size)
     steps = plan(data.keys, batch_size=config.batch_size, num_steps=min(config.num_steps, epoch), seed=config.seed)
     cells = scored = 0
     several = False
     for items in steps:
-        cuts = micro_batches(data, items, token_budget=config.pass_tokens)
+        cuts = micro_batches(data, items, token_budget=budget)
         several |= len(cuts) > 1
         for cut in cuts:
             sizes = [size for item in cut for size in data.sizes(item)]
-            cells = max(cells, computed_cells(model, sizes, packing=config.packing))
+            cells = max(cells, computed_cells(engine.model, sizes, packing=config.packing))
             scored = max(scored, sum(live_tokens(data, row) for item in cut for row in data.items[item]))
     whole = sum(size for item in range(len(data.items)) for size in data.sizes(item))
-    return Passes(cells, scored, several, min(TrainConfig().pass_tokens, whole))
+    return Passes(cells, scored, several, min(config.pass_tokens, whole))
 
 
-def full_passes(config: TrainConfig) -> Passes:
+def full_passes(config: TrainConfig, engine: Engine) -> Passes:
     """Where there are no rollouts yet: micro-batches as large as the budget, every token scored."""
-    return Passes(config.pass_tokens, config.pass_tokens, True, TrainConfig().pass_tokens)
+    budget = engine.config.pass_tokens
+    return Passes(budget, budget, True, config.pass_tokens)
 
 
 def forecast(
@@ -146,7 +151,7 @@ def forecast(
     if "reference_logprobs" in inputs(objective):
         stages["scoring the reference"] = {"weights": weights, "made on the way": layer * passes.asked}
     if on_cpu and config.save_visible:  # what backward gave back stays with the heap
-        stages["saving"] = held | {"heap": sum(backward.values())} | _saving(engine, weights, stored)
+        stages["saving"] = held | {"heap after backward": sum(backward.values())} | _saving(engine, weights, stored)
     return Forecast({name: {part: n for part, n in stage.items() if n} for name, stage in stages.items()}, kept)
 
 

@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from limbeck.errors import ModelError
 
 
 class Stored(NamedTuple):
@@ -32,14 +34,17 @@ def stored(folder: Path) -> Stored:
     """Look into every safetensors file of a model's folder.
 
     Raises:
-        SafetensorError: a file that is none.
+        ModelError: a file that is none, or is cut.
     """
     count: dict[str, int] = {}
     size = 0
     for path in sorted(folder.glob("*.safetensors")):
         size += path.stat().st_size
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  not a mapping
-                part = file.get_slice(name)
-                count[part.get_dtype()] = count.get(part.get_dtype(), 0) + math.prod(part.get_shape())
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  not a mapping
+                    part = file.get_slice(name)
+                    count[part.get_dtype()] = count.get(part.get_dtype(), 0) + math.prod(part.get_shape())
+        except SafetensorError as error:
+            raise ModelError(f"{path} must be a safetensors file, received: {error}. Copy it again.") from error
     return Stored(sum(count.values()), size, tuple(sorted(count, key=lambda name: -count[name])))

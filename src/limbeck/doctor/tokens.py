@@ -25,11 +25,18 @@ def config_of(model: str) -> PretrainedConfig:
 
 
 def generation_of(model: str) -> GenerationConfig | None:
-    """The generation config beside a model, if there is one."""
+    """The generation config beside a model, if there is one.
+
+    Raises:
+        ModelError: there is one that cannot be read.
+    """
     folder = model_folder(model)
     if not (folder / "generation_config.json").is_file():
         return None
-    return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'generation_config.json'} must be readable, received: {error}") from error
 
 
 def examine_tokenizer(model: str, teacher: str | None) -> tuple[list[Finding], PreTrainedTokenizerBase | None]:
@@ -44,7 +51,7 @@ def examine_tokenizer(model: str, teacher: str | None) -> tuple[list[Finding], P
             _vocabulary(tokenizer, config_of(model)),
             _template(tokenizer),
             _pad(tokenizer),
-            *_ends(model, tokenizer),
+            _ends(model, tokenizer),
         ]
     except jinja2.TemplateError as error:
         remedy = "Mend chat_template.jinja: a prompt is one user turn, a demonstration a user's and an assistant's."
@@ -116,42 +123,30 @@ def _pad(tokenizer: PreTrainedTokenizerBase) -> Finding:
     return found(name="pad", says=f"{says}; rows are padded by length, not by id", facts=facts)
 
 
-def _ends(model: str, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+def _ends(model: str, tokenizer: PreTrainedTokenizerBase) -> Finding:
     """The token that closes a written answer, and whether those who generate stop at it."""
     try:
-        end = turn_end(tokenizer)
+        end, listed = turn_end(tokenizer), listed_ends(generation_of(model))
     except ModelError as error:
-        return [
-            found(
-                name="end", level="problem", says=str(error), remedy="Set eos_token in tokenizer_config.json."
-            )
-        ]  # fmt: skip
-    listed = listed_ends(generation_of(model))
+        remedy = "Set eos_token in tokenizer_config.json, and the same id as eos_token_id in generation_config.json."
+        return found(name="end", level="problem", says=str(error), remedy=remedy)
     rows = rows_of(config_of(model))
     unknown = [i for i in listed if not 0 <= i < rows]
-    word = str(tokenizer.convert_ids_to_tokens(end))
+    says = f"{_words(tokenizer, [end])} closes a turn"
     facts = {"turn_end": end, "eos_token_id": tokenizer.eos_token_id, "generation_eos": listed}
-    says = f"{word!r} ({end}) closes a turn"
-    name = "end"
+    if not unknown and end in listed:
+        return found(name="end", says=f"{says}, and the generation config stops at it", facts=facts)
+    ends = sorted({end, *listed}.difference(unknown))
+    remedy = f'Other programs would read on where a student was trained to end: set "eos_token_id": {ends} in '
+    remedy += "generation_config.json."
+    if not listed:
+        says += "; no generation config names an end"
+        return found(name="end", level="note", says=says, remedy=remedy, facts=facts)
     if unknown:
-        says = f"{says}, but the generation config names {unknown}, which are no ids of the model"
-    elif listed and end not in listed:
-        says = f"{says}, but the generation config stops at {_words(tokenizer, listed)} only"
-    elif not listed:
-        return [
-            found(
-                name=name, level="note", facts=facts, says=f"{says}; no generation config names an end",
-                remedy=f'Other programs may not stop: write {{"eos_token_id": {end}}} to generation_config.json.',
-            )
-        ]  # fmt: skip
+        says += f", but the generation config names {unknown}, which are no ids of the model"
     else:
-        return [found(name=name, says=f"{says}, and the generation config stops at it", facts=facts)]
-    ends = sorted({end, *(i for i in listed if i not in unknown)})
-    remedy = (
-        f"A student is trained to end with {word!r}; programs that follow the generation config would read on. Set "
-        f'"eos_token_id": {ends} in generation_config.json.'
-    )
-    return [found(name=name, level="problem", says=says, remedy=remedy, facts=facts)]
+        says += f", but the generation config stops at {_words(tokenizer, listed)} only"
+    return found(name="end", level="problem", says=says, remedy=remedy, facts=facts)
 
 
 def listed_ends(generation: GenerationConfig | None) -> list[int]:
@@ -188,12 +183,10 @@ def _same_map(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
             remedy="Its scores and logits would be of other words. Take a teacher with the student's tokenizer, or sample "
             "answers from this one and train on their text.",
         )  # fmt: skip
-    heads = (
-        ""
-        if widths[0] == widths[1]
-        else f"; heads of {widths[0]} and {widths[1]} rows are cut to {max(own.values()) + 1}"
-    )
-    return found(name=name, says=f"the same id for each of {len(own)} tokens{heads}", facts=facts)
+    says = f"the same id for each of {len(own)} tokens"
+    if widths[0] != widths[1]:
+        says += f"; heads of {widths[0]} and {widths[1]} rows are cut to {max(own.values()) + 1}"
+    return found(name=name, says=says, facts=facts)
 
 
 def _same_ends(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, model: str, teacher: str) -> Finding:

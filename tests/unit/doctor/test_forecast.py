@@ -59,7 +59,7 @@ def predicted(made: dict, config: TrainConfig) -> int:
     rollout_set = RolloutSet(rollouts=tuple(made["rows"]), provenance={})
     data = prepare(config, SFT, rollout_set, {}, context=None).data
     shape = stored(Path(made["base"]))
-    found = forecast(engine, SFT, passes_of(data, engine.config, engine.model), stored=shape)
+    found = forecast(engine, SFT, passes_of(data, config, engine), stored=shape)
     assert least(shape, config) < found.peak
     return found.peak
 
@@ -112,8 +112,9 @@ def test_more_rows_and_fuller_training_need_more(tmp_path):
         "more": {"token_budget": 4096},
         "again": {"token_budget": 4096, "gradient_checkpointing": True},
     }.items():
-        engine = engine_of(made["base"], TrainConfig(**{"token_budget": 256, **settings}))
-        peaks[name] = forecast(engine, SFT, full_passes(engine.config), stored=shape).peak
+        config = TrainConfig(**{"token_budget": 256, **settings})
+        engine = engine_of(made["base"], config)
+        peaks[name] = forecast(engine, SFT, full_passes(config, engine), stored=shape).peak
     assert peaks["lora"] < peaks["full"] < peaks["more"]
     assert peaks["again"] < peaks["more"]
 
