@@ -29,5 +29,5 @@ def shown(findings: Sequence[Finding]) -> str:
             console.print(table)
     levels = [finding.level for finding in findings]
     problems, notes = levels.count("problem"), levels.count("note")
-    console.print(f"{problems} problems, {notes} notes, {levels.count('ok')} of {len(levels)} as they should be")
+    console.print(f"problems: {problems}; notes: {notes}; as it should be: {levels.count('ok')} of {len(levels)}")
     return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]

@@ -50,7 +50,7 @@ def test_problems_are_shown_with_their_remedies_and_end_in_1(student, tmp_path):
     assert found.exit_code == 1
     assert '"eos_token_id": [1, 5]' in found.stdout
     assert "Add one of the columns" in " ".join(found.stdout.replace("│", " ").split())
-    assert "2 problems" in found.stdout
+    assert "problems: 2;" in found.stdout
 
 
 def test_what_is_no_model_is_a_finding_too(tmp_path):
