@@ -15,7 +15,7 @@ from limbeck.batches.forward import check_head
 from limbeck.config import RunConfig, TrainConfig
 from limbeck.doctor.data import Reader, examine_rollouts, read_any
 from limbeck.doctor.finding import SECTIONS, Finding, size
-from limbeck.doctor.forecast import OF_ROWS, Forecast, Passes, forecast, full_passes, least, passes_of
+from limbeck.doctor.forecast import OF_ROWS, Forecast, Passes, forecast, full_passes, least, loaded_as, passes_of
 from limbeck.doctor.machine import Room, device_room, examine_machine, process_bytes, room
 from limbeck.doctor.stored import Stored, stored
 from limbeck.doctor.table import asked, examine_objectives, usable
@@ -120,7 +120,7 @@ def _memory(run: _Run) -> list[Finding]:
         facts = {"least": floor, **run.free._asdict()}
         return [in_memory(name="run", level="problem", says=says, remedy=_less(train, {"weights": floor}), facts=facts)]
     try:
-        model = load_model(run.config.base)
+        model = load_model(run.config.base, dtype=loaded_as(train))
         check_head(model, torch.arange(16) % 13)
         lora = train.method == "lora"
         engine = make_engine(add_adapter(model, train.lora, init_seed=0) if lora else unfreeze(model), train)

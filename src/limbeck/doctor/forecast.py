@@ -155,11 +155,18 @@ def forecast(
     return Forecast({name: {part: n for part, n in stage.items() if n} for name, stage in stages.items()}, kept)
 
 
+def loaded_as(config: TrainConfig) -> torch.dtype:
+    """The type that a run holds its base in: what is trained is fp32, a frozen base under bf16 products is bf16."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    frozen = config.method == "lora" and precision(config, device) == "bf16"
+    return torch.bfloat16 if frozen else torch.float32
+
+
 def least(stored: Stored, config: TrainConfig) -> int:
-    """Bytes that a run of this model needs whatever its rows are, known without loading it: weights in fp32, and what training
-    all of them holds beside."""
+    """Bytes that a run of this model needs whatever its rows are, known without loading it: the weights and, of full training,
+    what trains them."""
     copies = {"adamw": 2, "muon": 1, "sgd": int(config.momentum > 0), "adafactor": 0}[config.optimizer]
-    return 4 * stored.entries * (1 + (1 + copies if config.method == "full" else 0))
+    return loaded_as(config).itemsize * stored.entries * (2 + copies if config.method == "full" else 1)
 
 
 def _saving(engine: Engine, weights: int, stored: Stored) -> dict[str, int]:

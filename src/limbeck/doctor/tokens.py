@@ -160,13 +160,12 @@ def _words(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _beside_teacher(model: str, tokenizer: PreTrainedTokenizerBase, teacher: str) -> list[Finding]:
-    name = "teacher's vocabulary"
     try:
         other = _loaded(teacher)
-    except LimbeckError as error:
-        remedy = "Give a folder with the teacher's weights and tokenizer."
-        return [found(name=name, level="problem", says=str(error), remedy=remedy)]
-    return [_same_map(tokenizer, other, model, teacher), _same_ends(tokenizer, other, model, teacher)]
+        return [_same_map(tokenizer, other, model, teacher), _same_ends(tokenizer, other, model, teacher)]
+    except (LimbeckError, jinja2.TemplateError) as error:
+        remedy = "Give a folder with the teacher's weights and its whole tokenizer."
+        return [found(name="teacher", level="problem", says=str(error), remedy=remedy)]
 
 
 def _same_map(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, model: str, teacher: str) -> Finding:

@@ -119,6 +119,14 @@ def test_more_rows_and_fuller_training_need_more(tmp_path):
     assert peaks["again"] < peaks["more"]
 
 
+def test_a_frozen_base_under_bf16_products_takes_half(tmp_path):
+    made = write(tmp_path, (8,), vocab=64, hidden=128, layers=1)
+    shape = stored(Path(made["base"]))
+    whole, half = (least(shape, TrainConfig(precision=precision)) for precision in ("fp32", "bf16"))
+    assert whole == 2 * half == 4 * shape.entries
+    assert least(shape, TrainConfig(precision="bf16", method="full")) == 4 * whole  # gradients and two moments
+
+
 def test_headers_tell_the_size_of_a_model(tmp_path):
     made = write(tmp_path, (8,), vocab=64, hidden=128, layers=1)
     shape = stored(Path(made["base"]))

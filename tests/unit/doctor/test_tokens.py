@@ -104,3 +104,6 @@ def test_a_teacher_of_other_words_or_another_end_is_a_problem(student, tmp_path)
     assert turn_end(other) != turn_end(load_tokenizer(str(student)))
     ends = looked_at(student, teacher)["teacher's end"]
     assert (ends.level, ends.facts["teacher"][0]) == ("problem", stop_ids(other)[0])
+
+    (teacher / "chat_template.jinja").write_text("{{ raise_exception('no turn') }}")
+    assert looked_at(student, teacher)["teacher"].level == "problem"
