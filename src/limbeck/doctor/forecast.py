@@ -151,7 +151,7 @@ def forecast(
     if "reference_logprobs" in inputs(objective):
         stages["scoring the reference"] = {"weights": weights, "made on the way": layer * passes.asked}
     if on_cpu and config.save_visible:  # what backward gave back stays with the heap
-        stages["saving"] = held | {"heap after backward": sum(backward.values())} | _saving(engine, weights, stored)
+        stages["saving"] = held | {"heap after backward": sum(backward.values())} | _saving(engine, stored)
     return Forecast({name: {part: n for part, n in stage.items() if n} for name, stage in stages.items()}, kept)
 
 
@@ -169,14 +169,16 @@ def least(stored: Stored, config: TrainConfig) -> int:
     return loaded_as(config).itemsize * stored.entries * (2 + copies if config.method == "full" else 1)
 
 
-def _saving(engine: Engine, weights: int, stored: Stored) -> dict[str, int]:
-    """Base and result are read again, and the trained matrices of them laid down as bf16."""
+def _saving(engine: Engine, stored: Stored) -> dict[str, int]:
+    """Base and result are read again in fp32, and the trained matrices of them laid down as bf16."""
+    base = 4 * stored.entries
     if engine.config.method == "full":
-        return {"base and result, read again": 2 * weights, "bf16 copy": weights // 2}
-    adapted = _bytes(m.base_layer.weight for m in engine.model.modules() if hasattr(m, "lora_A"))
+        return {"base and result, read again": 2 * base, "bf16 copy": base // 2}
+    adapted = (m.get_submodule("base_layer") for m in engine.model.modules() if hasattr(m, "lora_A"))
+    touched = sum(4 * module.get_parameter("weight").numel() for module in adapted)
     if stored.fp32:  # mapped, and no more of it touched than is read
-        return {"base, read again": adapted, "bf16 copy": adapted // 2}
-    return {"base, read again": weights + max(stored.size, adapted // 2)}
+        return {"base, read again": touched, "bf16 copy": touched // 2}
+    return {"base, read again": base + max(stored.size, touched // 2)}
 
 
 class _Made(TorchDispatchMode):
