@@ -191,8 +191,9 @@ class _Made(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        new = {t.untyped_storage() for t in tree_leaves(out) if isinstance(t, Tensor)}
-        self.total += sum(storage.nbytes() for storage in new if storage.data_ptr() not in given)
+        storages = [t.untyped_storage() for t in tree_leaves(out) if isinstance(t, Tensor)]
+        new = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.data_ptr() not in given}
+        self.total += sum(new.values())
         return out
 
 
