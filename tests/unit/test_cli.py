@@ -18,6 +18,7 @@ from limbeck.errors import LimbeckError
 VERBS = [
     "study",
     "watch",
+    "doctor",
     "sample",
     "import",
     "score",
