@@ -33,6 +33,7 @@ format: setup
 
 docs: setup
 	$(BIN)/limbeck objectives --markdown > docs/methods.md
+	$(BIN)/limbeck study schema --markdown > docs/study-keys.md
 
 site: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
