@@ -92,7 +92,11 @@ def _seeds_apart(view: View, metric: str, aggregation: str) -> float:
 
 
 def _floor_text(floor: float, digits: int = 2) -> str:
-    return f"two seeds differ by {fixed(floor, digits)}" if math.isfinite(floor) else "no two seeds of one recipe were measured"
+    return (
+        f"two seeds differ by {fixed(floor, digits)}"
+        if math.isfinite(floor)
+        else "no two seeds of one recipe were measured"
+    )
 
 
 def _best(view: View, runs: dict[str, Run]) -> Claim | None:
