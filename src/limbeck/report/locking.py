@@ -128,9 +128,9 @@ def _panel(whole: Whole, title: str, found: Sequence[tuple[Run, list[Measurement
         text = [label_text(f"{run.label}, step {r.step}: {fixed(r.value)}", 90) for r in line]
         data.append({
             "type": "scatter", "mode": "lines", "x": [r.step for r in line], "y": column([r.value for r in line]),
-            "text": text, "hoverinfo": "text", "line": style(whole.view, run.id)["line"],
+            "text": text, "hoverinfo": "text", **style(whole.view, run.id),
         })  # fmt: skip
-    layout = {"xaxis": axis("step"), "yaxis": {"range": [0, 1.02], "zeroline": False, "nticks": 5}, "showlegend": False}
+    layout = {"xaxis": axis("step"), "yaxis": axis("sim_K", range=[0, 1.02], nticks=5), "showlegend": False}
     return Panel(title, data, layout)
 
 
@@ -234,13 +234,13 @@ def ranks(whole: Whole) -> Figure | None:
 def _rank_lines(whole: Whole, run: Run, line: Sequence[Measurement]) -> list[dict[str, Any]]:
     if not line:
         return []
-    look = style(whole.view, run.id)["line"]
+    look = style(whole.view, run.id)
     steps = [r.step for r in line]
     text = [label_text(f"{run.label}, step {r.step}: {fixed(r.value)}, walk {fixed(r.null.mean)}", 90) for r in line]
-    own = {"type": "scatter", "mode": "lines", "x": steps, "y": column([r.value for r in line]), "line": look,
-           "text": text, "hoverinfo": "text"}  # fmt: skip
+    own = {"type": "scatter", "mode": "lines", "x": steps, "y": column([r.value for r in line]),
+           "text": text, "hoverinfo": "text", **look}  # fmt: skip
     walk = {"type": "scatter", "mode": "lines", "x": steps, "y": column([r.null.mean for r in line]), "hoverinfo": "skip",
-            "line": {**look, "dash": "dash", "width": 1}}  # fmt: skip
+            "line": {**look["line"], "dash": "dash", "width": 1}}  # fmt: skip
     return [own, walk] if run.lead else [own]
 
 
@@ -253,7 +253,7 @@ def _against_norm(whole: Whole, runs: Sequence[Run]) -> list[Panel]:
             if line:
                 data.append({
                     "type": "scatter", "mode": "lines", "x": column([n for n, _ in line]), "y": column([v for _, v in line]),
-                    "name": label_text(run.label, 26), "hoverinfo": "x+y+name", "line": style(whole.view, run.id)["line"],
+                    "name": label_text(run.label, 26), "hoverinfo": "x+y+name", **style(whole.view, run.id),
                 })  # fmt: skip
     return [Panel("stable rank against norm", data, _axes("norm of the update"))] if data else []
 
