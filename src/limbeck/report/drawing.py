@@ -100,9 +100,10 @@ def color(name: str) -> tuple[float, float, float, float]:
     return theme()[name.removeprefix("@")]
 
 
-def plain(text: str) -> str:
-    """A label as characters: the page's entities undone, on one line, with nothing that a font or a file cannot hold."""
-    return printable(html.unescape(text)).replace("\n", " ").replace("\t", " ")
+def plain(text: str, limit: int = 140) -> str:
+    """A label as characters: the page's entities undone, on one line that fits, with nothing that a file cannot hold."""
+    line = printable(html.unescape(text)).replace("\n", " ").replace("\t", " ")
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 # ------------------------------------------------------------------------------------------------------------ traces
@@ -182,6 +183,7 @@ def _heatmap(axes: Axes, trace: Mapping[str, Any], before: Mapping[str, Any], pl
         bar = trace["colorbar"]
         scale = axes.figure.colorbar(mesh, ax=axes, shrink=bar["len"], aspect=25, ticks=bar["tickvals"], pad=0.02)
         scale.outline.set_visible(False)  # type: ignore[operator]
+        scale.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]
 
 
 TRACES = {"scatter": _scatter, "heatmap": _heatmap}
@@ -242,7 +244,7 @@ def _axis(axes: Axes, name: str, spec: Mapping[str, Any]) -> None:
 def _fixed_ticks(axes: Axes, name: str, spec: Mapping[str, Any]) -> None:
     axis = getattr(axes, f"{name}axis")
     axis.set_major_locator(FixedLocator(spec["tickvals"]))
-    texts = [plain(text) for text in spec.get("names") or [f"{value:g}" for value in spec["tickvals"]]]
+    texts = [plain(text, 90) for text in spec.get("names") or [f"{value:g}" for value in spec["tickvals"]]]
     axis.set_major_formatter(FixedFormatter(texts))
     turned = -spec.get("tickangle", 0)
     for label in axis.get_ticklabels():

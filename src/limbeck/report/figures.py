@@ -68,8 +68,8 @@ def _base_line(view: View, axis_name: str) -> list[dict[str, Any]]:
     return [{"type": "line", **ends, "line": {"color": "@muted", "width": 1, "dash": "dash"}}]
 
 
-def forest(view: View) -> Figure:
-    """Accuracy with intervals, one row an entry, the base as a line."""
+def forest(view: View, *, limit: int = 26) -> Figure:
+    """Accuracy with intervals, one row an entry, the base as a line; the page cuts names to ``limit`` characters."""
     arms = view.scored()
     rows = list(reversed(arms))
     data = []
@@ -79,7 +79,7 @@ def forest(view: View) -> Figure:
         data.append(_dot(view, arm, "x", position, text))
     layout = {
         "xaxis": axis("right, %"),
-        "yaxis": named_axis([view.label(arm["name"]) for arm in rows], 26, range=[-0.6, len(rows) - 0.4]),
+        "yaxis": named_axis([view.label(arm["name"]) for arm in rows], limit, range=[-0.6, len(rows) - 0.4]),
         "shapes": _base_line(view, "x"),
         "showlegend": False,
     }

@@ -22,8 +22,8 @@ from limbeck.types import ScoreTable
 SHOWN = 20  # pairs that are not folded away
 UNTRAINED = ("base", "teacher")
 NEEDED = (
-    "give the study folder with its steps, where the score tables are (a results folder alone has the answers to every problem only "
-    "where each run gave one)"
+    "Give the study folder with its steps, where the score tables are; a results folder alone has the answers to every problem "
+    "only where each run gave one"
 )
 
 
@@ -77,11 +77,11 @@ def _compare(members: Sequence[Given], out: Together) -> None:
         if lacking:
             who = "all entries" if not entries else listed(lacking)
             out.sentences.append(
-                f"{name}: the answers of {who} to single problems were not found, so they are not held against another study; {NEEDED}."
+                f"{name}: the answers of {who} to single problems were not found, so nothing is said of them beside another "
+                f"study. {NEEDED}."
             )
     kept, same = _without_copies(found)
-    out.sentences.extend(f"{copy} is the same run as {first}, and stands here once." for copy, first in same)
-    if len({entry.study for entry in kept}) < 2:
+    if len({entry.study for entry in kept if entry.trained}) < 2:
         return
     try:
         joint = _tested(kept, min(view.alpha for *_, view in members))
@@ -89,8 +89,11 @@ def _compare(members: Sequence[Given], out: Together) -> None:
         out.sentences.append(f"The studies {listed([name for name, *_ in members])} cannot be tested together: {error}")
         return
     number = len(out.sections) + 1
-    out.sections.append(_section(number, _view(kept, joint), joint))
     out.sentences.append(_said(kept, joint))
+    if same:
+        copies, firsts = (listed(list(labels)) for labels in zip(*same, strict=True))
+        out.sentences.append(f"The same weights and answers stand there once: {copies}, as {firsts}.")
+    out.sections.append(_section(number, _view(kept, joint), joint))
 
 
 def _entries(study: str, view: View, tables: dict[str, ScoreTable]) -> tuple[list[Entry], list[str]]:
@@ -146,10 +149,10 @@ def _view(entries: Sequence[Entry], joint: dict[str, Any]) -> View:
 
 def _section(place: int, view: View, joint: dict[str, Any]) -> Section:
     tail = "" if place == 1 else f"_{place}"
-    figure = forest(view)
+    figure = forest(view, limit=40)
     caption = (
-        "Share of answers right, over the seeds of each arm, on the same problems. Overlapping intervals do not mean that two arms "
-        "are equal: the paired tests below decide."
+        "Share of answers right, over the seeds of each arm, on the same problems. Overlapping intervals do not mean that two "
+        "arms are equal: the paired tests below decide."
     )
     figure = replace(figure, title="All arms", caption=caption, sheet=figure.sheet._replace(name=f"joint_forest{tail}"))
     return Section(
@@ -172,8 +175,8 @@ def _accuracies(view: View, tail: str) -> Table:
     return Table(
         title="Accuracy of all arms",
         caption=(
-            "Mean over seeds. With several seeds the interval speaks of new problems and new training runs, with one of new problems "
-            "alone. Base and teacher are tested in their own studies."
+            "Mean over seeds. With several seeds the interval speaks of new problems and new training runs, with one of new "
+            "problems alone. Base and teacher are tested in their own studies."
         ),
         head=["study: arm", "seeds", "right, %", f"{level} % interval", "count"],
         rows=rows,
@@ -198,10 +201,10 @@ def _pairs(view: View, joint: dict[str, Any], tail: str) -> Table:
     return Table(
         title="Arms of one study against those of another",
         caption=(
-            f"A minus b in points, paired by problem: {tests}. Holm's correction holds for all {count(len(pairs), 'pair')} across "
-            "studies; pairs within a study are tested in its own part. Studies may differ in more than their arms, in rollouts and "
-            "budget for instance: a called difference is one of two trained students, not of two objectives. The last column is the "
-            "smallest difference that the test alone could have called."
+            f"A minus b in points, paired by problem: {tests}. Holm's correction holds for all {count(len(pairs), 'pair')} "
+            "across studies; pairs within a study are tested in its own part. Studies may differ in more than their arms, in "
+            "rollouts and budget for instance: a called difference is one of two trained students, not of two objectives. The "
+            "last column is the smallest difference that the test alone could have called."
         ),
         head=["a", "b", "seeds", "points", f"{100 * (1 - view.alpha):g} % interval", "Holm p", "callable, points"],
         rows=rows,
@@ -234,6 +237,6 @@ def _said(entries: Sequence[Entry], joint: dict[str, Any]) -> str:
     called = sum(pair["p_holm"] < joint["alpha"] for pair in joint["pairs"])
     pairs = count(len(joint["pairs"]), "pair")
     return (
-        f"{studies} were asked the same {count(joint['n'], 'problem')}, and their answers are paired: of {pairs} of trained arms across "
-        f"studies, {called} differ (Holm, {joint['alpha']:g})."
+        f"{studies} were asked the same {count(joint['n'], 'problem')}, and their answers are paired: of {pairs} of trained arms "
+        f"across studies, {called} differ (Holm, {joint['alpha']:g})."
     )

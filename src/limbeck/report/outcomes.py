@@ -1,7 +1,7 @@
 """Right or wrong, problem by problem, behind a study's accuracies: its score tables, or its samples where they hold everything.
 
-A study folder keeps the score tables of all its runs, those of earlier settings too. A table is taken only where it agrees with the
-comparison that the results hold, in problems, grader, decoding, weights and the number of right answers.
+A study folder keeps the score tables of all its runs, those of earlier settings too. A table is taken only where it agrees
+with the comparison that the results hold, in problems, grader, decoding, weights and the number of right answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def score_tables(results: Path, view: View) -> dict[str, ScoreTable]:
     found: dict[str, list[ScoreTable]] = {}
     known = [f for f in sorted(results.resolve().parent.glob("steps/eval-*")) if is_complete(f)]
     chosen = [folder for folder in known if _agrees(view, entries, read_manifest(folder))]
-    with bar(f"score tables of {view.results.study['name']}", max(1, len(chosen))) as advance:
+    with bar(f"score tables of {view.results.study['name']}", len(chosen)) as advance:
         for folder in chosen:
             table = read_table(folder)
             advance(1)

@@ -1,7 +1,7 @@
 """Several studies on one page: what each answers, all arms of those that asked the same problems together, then each study.
 
-Accuracies of two studies are held against each other only by paired tests on the same problems; where the answers that this takes are
-missing, a sentence says so and no number of the one stands beside one of the other.
+Accuracies of two studies are held against each other only by paired tests on the same problems; where the answers that this
+takes are missing, a sentence says so and no number of the one stands beside one of the other.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def render(studies: Sequence[Study], joint: Together) -> str:
     told: list[dict[str, Any]] = []
     for number, study in enumerate(studies, 1):
         sentences = answer.sentences(study.view)
-        first = [s for s in sentences if s.about in ("answer", "limit")]
+        first = [s for s in sentences if s.about == "answer"]
         told.append({
             "id": f"study-{number}", "name": study.name, "study": study.view.results.study, "first": first,
             "rest": [s for s in sentences if s not in first], "sections": study.sections,

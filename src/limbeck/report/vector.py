@@ -115,9 +115,9 @@ def render(figure: Figure, panel: Panel) -> Canvas:
     from limbeck.report import drawing
 
     marks = legend(figure, panel)
-    names = panel.layout.get("yaxis", {}).get("names", [])
-    width = PAGE if _cells(panel)[0] > 9 or len(marks) > 8 or max(map(len, names), default=0) > 30 else COLUMN
-    columns, rows = legend_grid([len(label) for _, label in marks], width)
+    lengths = [len(label) for _, label in marks]
+    width = _width(panel, lengths)
+    columns, rows = legend_grid(lengths, width)
     canvas = Canvas(figsize=(width, min(9.2, _height(figure, panel, width) + 0.13 * rows)))
     axes = canvas.add_subplot()
     for side in ("left", "bottom"):
@@ -142,6 +142,13 @@ def _cells(panel: Panel) -> tuple[int, int]:
     return (len(first["x"]), len(first["y"])) if first["type"] == "heatmap" else (0, 0)
 
 
+def _width(panel: Panel, lengths: Sequence[int]) -> float:
+    """Inches: a page's where a column has no room for the cells, the names of rows, or the legend."""
+    names = panel.layout.get("yaxis", {}).get("names", [])
+    narrow = _cells(panel)[0] <= 9 and max(map(len, names), default=0) <= 30
+    return COLUMN if narrow and len(lengths) <= 8 and _inches(max(lengths, default=0)) <= COLUMN else PAGE
+
+
 def _height(figure: Figure, panel: Panel, width: float) -> float:
     """Inches without the legend: by rows where an axis names rows, else by the figure's size on the page."""
     columns, rows = _cells(panel)
@@ -163,9 +170,14 @@ def legend_grid(lengths: Sequence[int], width: float) -> tuple[int, int]:
     for columns in range(len(lengths), 1, -1):
         rows = -(-len(lengths) // columns)
         widest = [max(lengths[i : i + rows]) for i in range(0, len(lengths), rows)]
-        if len(widest) == columns and sum(0.38 + 0.047 * n for n in widest) <= width:
+        if len(widest) == columns and sum(map(_inches, widest)) <= width:
             return columns, rows
     return 1, len(lengths)
+
+
+def _inches(length: int) -> float:
+    """Room for an entry of a legend with a name of this length."""
+    return 0.42 + 0.049 * length
 
 
 def legend(figure: Figure, panel: Panel) -> list[tuple[Line2D, str]]:

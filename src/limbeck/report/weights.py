@@ -160,7 +160,8 @@ def localisation(whole: Whole) -> Figure | None:
             for run, line in zip(runs, grid, strict=True)
             for (name, _), numbers in zip(places, line, strict=True)
         ]
-        panels.append(_heat(title, [run.label for run in runs], [name for name, _ in places], grid))
+        if places:
+            panels.append(_heat(title, [run.label for run in runs], [name for name, _ in places], grid))
     return Figure(
         title="Where the update is",
         caption=(
