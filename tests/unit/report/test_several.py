@@ -228,7 +228,6 @@ def test_a_browser_draws_both_studies_without_a_word(page: Path, tmp_path: Path)
         tab.wait("document.readyState === 'complete' && document.querySelector('.js-plotly-plot') !== null")
         closed = "document.querySelectorAll('details:not([open]) .plot')"
         assert tab.evaluate(f"{closed}.length") == 2
-        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
         assert tab.evaluate(f"[...{closed}].some((plot) => plot.matches('.js-plotly-plot'))") is False
         tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
         left = "const left = document.querySelector('.plot:not(.js-plotly-plot)')"

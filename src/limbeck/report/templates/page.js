@@ -40,11 +40,6 @@
     fixedrange: true, ...axis, ...(axis && axis.title ? { title: { ...axis.title, standoff: 8 } } : {}),
   });
   const draw = (plot) => {
-    if (!plot.clientWidth) {  // in a part that is closed: drawn when it is seen
-      drawn.delete(plot);
-      watcher.observe(plot);
-      return;
-    }
     const panel = panels[Number(plot.dataset.panel)];
     const small = plot.classList.contains("small");
     const layout = paint(panel.layout, "");
