@@ -115,8 +115,7 @@ def pairs_over_seeds(view: View) -> Table | None:
     labels = {run.arm: run.label for run in view.runs if run.lead}
     rows = [
         [
-            Cell(str(labels.get(p["a"], p["a"]))),
-            Cell(str(labels.get(p["b"], p["b"]))),
+            *(Cell(str(labels.get(p[side], p[side])), arms=[p[side]] if p[side] in labels else []) for side in "ab"),
             Cell(" and ".join(map(str, p["seeds"]))),
             Cell(_signed(p["difference"]), p["difference"]),
             Cell(bounds(p["low"], p["high"], scale=100.0), p["low"]),

@@ -70,7 +70,7 @@ def _verdict(held: bool) -> str:
 def _beyond(gaps: Sequence[float], floor: float) -> str:
     """Reproduced where every gap is above what two seeds differ by, contradicted where one is below minus that.
 
-    Anything between, and every gap where no recipe was run at two seeds (a floor of NaN), is undecided.
+    Anything between, and every gap where no two seeds of one recipe were measured (a floor of NaN), is undecided.
 
     >>> _beyond([0.3, 0.2], 0.1), _beyond([0.3, -0.2], 0.1), _beyond([0.3, 0.05], 0.1), _beyond([0.3], math.nan)
     ('reproduced', 'not reproduced', 'undecided', 'undecided')
@@ -92,7 +92,11 @@ def _seeds_apart(view: View, metric: str, aggregation: str) -> float:
 
 
 def _floor_text(floor: float, digits: int = 2) -> str:
-    return f"two seeds differ by {fixed(floor, digits)}" if math.isfinite(floor) else "no recipe was run at two seeds"
+    return (
+        f"two seeds differ by {fixed(floor, digits)}"
+        if math.isfinite(floor)
+        else "no two seeds of one recipe were measured"
+    )
 
 
 def _best(view: View, runs: dict[str, Run]) -> Claim | None:
@@ -259,7 +263,7 @@ def _spread(view: View, runs: dict[str, Run]) -> Claim | None:
         + (
             f"beyond what two seeds differ by, higher in {higher} and lower in {lower} of 4 definitions"
             if all(map(math.isfinite, noise))
-            else "no recipe was run at two seeds"
+            else "no two seeds of one recipe were measured"
         ),
         _verdict(higher == 4) if 4 in (higher, lower) else "undecided",
     )

@@ -28,7 +28,7 @@ POINTS = 0.55  # a pixel of the page in points: what is 2 px wide there is 1.1 p
 DASHES = {"solid": "-", "dot": (0, (1, 1.4)), "dash": (0, (4, 2))}
 MARKERS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "cross": "P", "x": "X",
-    "star": "*", "diamond-tall": "d",
+    "star": "*", "diamond-tall": "d", "line-ew": "_",
 }  # fmt: skip
 LARGER = {"P": 1.25, "X": 1.25, "*": 1.6}  # marks whose area is small beside a circle of one width
 DIVERGING = ("#b4540f", "#f3f2ee", "#3b8fc0")  # page.js has the same
@@ -41,7 +41,7 @@ LOG_STEPS = (
     (1, 1.5, 2, 3, 4, 5, 7),
     (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9),
 )
-HOVER = {"hoverinfo", "hovertext", "name"}
+APART = {"hoverinfo", "hovertext", "name", "meta"}  # what no sheet of paper shows
 
 
 def draw(axes: Axes, panel: Panel) -> None:
@@ -117,7 +117,7 @@ def numbers(values: Sequence[float | None]) -> np.ndarray:
 def _scatter(axes: Axes, trace: Mapping[str, Any], before: Mapping[str, Any], place: int) -> None:
     _known(
         trace,
-        {"type", "mode", "x", "y", "line", "marker", "fill", "fillcolor", "error_x", "error_y", "text", *HOVER},
+        {"type", "mode", "x", "y", "line", "marker", "fill", "fillcolor", "error_x", "error_y", "text", *APART},
         "a scatter trace",
     )
     x, y, modes, line = numbers(trace["x"]), numbers(trace["y"]), trace["mode"].split("+"), trace.get("line", {})
@@ -162,23 +162,22 @@ def _heatmap(axes: Axes, trace: Mapping[str, Any], before: Mapping[str, Any], pl
     _known(
         trace,
         {"type", "x", "y", "z", "zmin", "zmax", "colorscale", "xgap", "ygap", "colorbar", "showscale", "text", "texttemplate",
-         *HOVER},
+         *APART},
         "a heatmap",
     )  # fmt: skip
     values = np.ma.masked_invalid([numbers(row) for row in trace["z"]])
-    places = [list(range(n)) for n in values.shape[::-1]]
-    if trace["colorscale"] != "@diverging" or [list(trace["x"]), list(trace["y"])] != places:
-        raise _unknown("another color scale or other places of cells", ["a diverging heatmap with cells at 0, 1, ..."])
+    if trace["colorscale"] != "@diverging":
+        raise _unknown(f"color scale {trace['colorscale']!r}", ["@diverging"])
     colors = LinearSegmentedColormap.from_list("diverging", DIVERGING)
-    edges = [np.arange(n + 1) - 0.5 for n in values.shape[::-1]]
+    edges = [_edges(numbers(trace[side])) for side in ("x", "y")]
     mesh = axes.pcolormesh(
         *edges, values, cmap=colors, vmin=trace["zmin"], vmax=trace["zmax"], edgecolors="white",
         linewidth=POINTS * trace["xgap"],
     )  # fmt: skip
     if "texttemplate" in trace:
-        for row, texts in enumerate(trace["text"]):
-            for column, text in enumerate(texts):
-                axes.text(column, row, plain(text), ha="center", va="center", fontsize=5.5, parse_math=False)
+        for y, texts in zip(trace["y"], trace["text"], strict=True):
+            for x, text in zip(trace["x"], texts, strict=True):
+                axes.text(x, y, plain(text), ha="center", va="center", fontsize=5.5, parse_math=False)
     if trace.get("showscale", True):
         bar = trace["colorbar"]
         scale = axes.figure.colorbar(mesh, ax=axes, shrink=bar["len"], aspect=25, ticks=bar["tickvals"], pad=0.02)
@@ -190,6 +189,13 @@ TRACES = {"scatter": _scatter, "heatmap": _heatmap}
 
 
 # ---------------------------------------------------------------------------------------------------- shapes and axes
+
+
+def _edges(centers: np.ndarray) -> np.ndarray:
+    """Where cells with these centers begin and end: half-way between them, and as far beyond the outer ones."""
+    between = (centers[1:] + centers[:-1]) / 2
+    first, last = (between[0], between[-1]) if len(between) else (centers[0] - 0.5, centers[0] + 0.5)
+    return np.array([2 * centers[0] - first, *between, 2 * centers[-1] - last])
 
 
 def _shape(axes: Axes, shape: Mapping[str, Any]) -> None:
@@ -235,6 +241,8 @@ def _axis(axes: Axes, name: str, spec: Mapping[str, Any]) -> None:
         axis.set_major_locator(MultipleLocator(spec["dtick"]))
     else:
         axis.set_major_locator(MaxNLocator(nbins=spec.get("nticks", 6), steps=[1, 2, 5, 10]))
+    if not spec.get("showticklabels", True):
+        axis.set_tick_params(length=0, labelleft=False, labelbottom=False)
     if spec.get("showgrid", True):
         axis.grid(color=theme()["rule"], linewidth=0.4)
     if spec.get("autorange") == "reversed":

@@ -38,7 +38,14 @@ def style(view: View, name: str) -> dict[str, Any]:
     return {
         "line": {"color": color, "width": 2, "dash": "dot" if later else "solid"},
         "marker": {"color": color, "symbol": f"{symbol}-open" if later else symbol, "size": 8},
+        "meta": run.arm if run else "",
     }
+
+
+def stroke(view: View, name: str, **more: Any) -> dict[str, Any]:
+    """The line of a run's trace without markers, and whose it is; of the marker print alone draws a few."""
+    found = style(view, name)
+    return {**found, "line": {**found["line"], **more}}
 
 
 def legend(view: View, names: Sequence[str]) -> list[tuple[str, str]]:
@@ -188,7 +195,9 @@ def _path_panel(view: View, path: dict[str, Any], scale: float, span: list[float
         "yaxis": axis(label_text(unit), nticks=5, **({"range": span} if span else {})),
         "showlegend": False,
     }
-    return Panel(f"{view.label(path['a'])} → {view.label(path['b'])}{tail}", data, layout)
+    return Panel(
+        f"{view.label(path['a'])} → {view.label(path['b'])}{tail}", data, layout, view.arms(path["a"], path["b"])
+    )
 
 
 _CURVES = (
@@ -235,7 +244,6 @@ def _curves(view: View, runs: Sequence[Run], key: str, title: str) -> Panel | No
     for run in runs:
         records = [(number(r.get("step")), number(r.get(key))) for r in view.results.training[run.id]]
         steps, values = windows([record for record in records if all(map(math.isfinite, record))])
-        look = style(view, run.id)
         if steps:
             data.append(
                 {
@@ -245,8 +253,7 @@ def _curves(view: View, runs: Sequence[Run], key: str, title: str) -> Panel | No
                     "y": values,
                     "hoverinfo": "x+y+name",
                     "name": label_text(run.label, 26),
-                    "line": {**look["line"], "width": 1.5},
-                    "marker": look["marker"],
+                    **stroke(view, run.id, width=1.5),
                 }
             )
     layout = {"xaxis": axis("step"), "yaxis": {"zeroline": False, "nticks": 5}, "showlegend": False}

@@ -133,7 +133,7 @@ def _trace(view: View, lead: Run, shown: Sequence[Place]) -> dict[str, Any]:
         "error_x": _bars(kl, color, 1.0), "error_y": _bars(accuracy, color, 100.0),
         "marker": {"color": color, "symbol": SYMBOLS[lead.shape],
                    "size": [6 if p.step is not None else 11 for p in shown]},
-        "text": [label_text(t, 160) for t in text], "hoverinfo": "text",
+        "text": [label_text(t, 160) for t in text], "hoverinfo": "text", "meta": lead.arm,
     }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def heatmap(view: View) -> Figure | None:
         "showlegend": False,
     }
     seeds = view.seed_values("cosine")
-    null = f"Two seeds of one recipe give {span(seeds)} here" if seeds else "No recipe was run at two seeds"
+    null = f"Two seeds of one recipe give {span(seeds)} here" if seeds else "No two seeds of one recipe were measured"
     rows = [[a.id, b.id, v] for a, row in zip(runs, values, strict=True) for b, v in zip(runs, row, strict=True)]
     return Figure(
         title="Cosine of whole updates",

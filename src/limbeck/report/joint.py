@@ -46,6 +46,11 @@ class Entry(NamedTuple):
 Given = tuple[str, Path, View]
 
 
+def arm_name(study: str, arm: str) -> str:
+    """An arm among those of all studies."""
+    return f"{study}: {arm}"
+
+
 def together(studies: Sequence[Given]) -> Together:
     """Studies by the problems that they asked; arms of those that share theirs are compared."""
     groups: dict[str, list[Given]] = {}
@@ -107,7 +112,7 @@ def _entries(study: str, view: View, tables: dict[str, ScoreTable]) -> tuple[lis
     for arm, ids in runs.items():
         label = view.label(ids[0])
         if all(id_ in tables for id_ in ids):
-            named = Arm(f"{study}: {arm}", tuple(tables[id_] for id_ in ids))
+            named = Arm(arm_name(study, arm), tuple(tables[id_] for id_ in ids))
             entries.append(Entry(study, f"{study}: {label}", named, arm not in UNTRAINED))
         else:
             lacking.append(label)
@@ -142,8 +147,8 @@ def _view(entries: Sequence[Entry], joint: dict[str, Any]) -> View:
     study = {"name": "joint", "arms": [{"name": entry.arm.name, "label": entry.label} for entry in entries]}
     runs = [dict.fromkeys(RUN_KEYS) | {"run": e.arm.name, "arm": e.arm.name, "seed": 0} for e in entries]
     return View(Results(
-        study=study, arms=runs, comparison=joint, measurements=[], paths=[], training={}, rollouts={}, samples=[], provenance={},
-        live={}, frontier={}, missing=(),
+        study=study, arms=runs, comparison=joint, measurements=[], modules=[], paths=[], training={}, rollouts={}, samples=[],
+        provenance={}, live={}, frontier={}, missing=(),
     ))  # fmt: skip
 
 
@@ -215,7 +220,7 @@ def _pairs(view: View, joint: dict[str, Any], tail: str) -> Table:
 
 
 def _named(view: View, pair: dict[str, Any]) -> Iterator[Cell]:
-    return (Cell(view.label(pair[end]), view.label(pair[end])) for end in "ab")
+    return (Cell(view.label(pair[end]), view.label(pair[end]), arms=(pair[end],)) for end in "ab")
 
 
 def _numbers(pair: dict[str, Any], alpha: float) -> list[Cell]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,16 @@ FILES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """Everything a study wrote, as read; an absent file is an empty value and listed in ``missing``."""
+    """Everything a study wrote, as read; an absent file is an empty value and listed in ``missing``.
+
+    ``measurements`` are those of more than one matrix, ``modules`` the cosines of single matrices with the reference's first run.
+    """
 
     study: dict[str, Any]
     arms: list[dict[str, Any]]
     comparison: dict[str, Any]
     measurements: list[Measurement]
+    modules: list[Measurement]
     paths: list[dict[str, Any]]
     training: dict[str, list[dict[str, Any]]]
     rollouts: dict[str, Any]
@@ -59,13 +63,15 @@ def load(folder: Path | str) -> Results:
             "them. Point to the folder that the study wrote."
         )
     missing = tuple(name for name in FILES if name not in present)
-    study = {"name": folder.name, "question": "", "seeds": [], "arms": [], "config": {}}
+    study = {"name": folder.name, "question": "", "seeds": [], "arms": [], "config": {}, "reference_arm": ""}
+    study |= _mapping(folder / "study.json")
     runs = _records(folder / "arms.json", ("run", "arm"))
     return Results(
-        study=study | _mapping(folder / "study.json"),
+        study=study,
         arms=[dict.fromkeys(RUN_KEYS) | run for run in runs],
         comparison=_comparison(folder / "comparison.json"),
-        measurements=_measurements(folder / "measurements.parquet"),
+        measurements=_measurements(folder / "measurements.parquet", [("aggregation", "!=", "module")]),
+        modules=_measurements(folder / "measurements.parquet", _beside_reference(study["reference_arm"], runs)),
         paths=_records(folder / "paths.json", ("a", "b", "loss", "alphas", "mean", "low", "high")),
         training=_mapping(folder / "training.json"),
         rollouts=_mapping(folder / "rollouts.json"),
@@ -112,8 +118,14 @@ def _comparison(path: Path) -> dict[str, Any]:
     }
 
 
-def _measurements(path: Path) -> list[Measurement]:
-    """All rows but those of single modules: a study of many arms has millions of these, and no figure draws them."""
+def _beside_reference(arm: str, runs: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, str, str]]]:
+    """Which rows of single modules are drawn: cosines with the reference's first run. Many arms have millions of others."""
+    lead = next((str(run["run"]) for run in runs if run["arm"] == arm), "")
+    cosine = [("aggregation", "=", "module"), ("metric", "=", "cosine")]
+    return [[*cosine, (side, "=", lead)] for side in ("arm", "other")]
+
+
+def _measurements(path: Path, chosen: Sequence[Any]) -> list[Measurement]:
     if not path.is_file():
         return []
     try:
@@ -123,7 +135,7 @@ def _measurements(path: Path) -> list[Measurement]:
                 f"{path} must have the columns {', '.join(MEASUREMENT_COLUMNS)}, received {', '.join(columns)}. "
                 "Measure again with this version."
             )
-        table = pq.read_table(path, filters=[("aggregation", "!=", "module")])
+        table = pq.read_table(path, filters=list(chosen))
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} must be a Parquet file of measurements, received {error}. Measure again.") from error
     plain = [f.name for f in fields(Measurement) if f.name != "null"]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from limbeck.report.figures import axis, legend, style
+from limbeck.report.figures import axis, legend, stroke
 from limbeck.report.parts import Cell, Figure, Panel, Sheet, Table, label_text
 from limbeck.report.tables import column, name_cell
 from limbeck.report.view import Run
@@ -84,7 +84,7 @@ def curves(whole: Whole, side: str) -> Figure | None:
             seeds = whole.seeds(run.arm)
             found = [(seed, whole.curve("sim_k", seed.id, "end", side=side, k=k, null=null)) for seed in seeds]
             if null in NULLS and any(line for _, line in found):
-                panels.append(_panel(whole, f"{run.label}, beside {NULLS[null]}", found))
+                panels.append(_panel(whole, run, NULLS[null], found))
             rows += [_row(whole, seed, null, row) for seed, line in found for row in line]
     if not panels:
         return None
@@ -113,7 +113,7 @@ def _row(whole: Whole, run: Run, null: str, row: Measurement) -> list[object]:
     return [run.arm, run.seed, null, row.step, norms.get(row.step, math.nan), row.value, *band]
 
 
-def _panel(whole: Whole, title: str, found: Sequence[tuple[Run, list[Measurement]]]) -> Panel:
+def _panel(whole: Whole, lead: Run, null: str, found: Sequence[tuple[Run, list[Measurement]]]) -> Panel:
     steps = sorted({row.step for _, line in found for row in line})
     low, high = (
         [pick([getattr(r.null, end) for _, line in found for r in line if r.step == step]) for step in steps]
@@ -128,10 +128,10 @@ def _panel(whole: Whole, title: str, found: Sequence[tuple[Run, list[Measurement
         text = [label_text(f"{run.label}, step {r.step}: {fixed(r.value)}", 90) for r in line]
         data.append({
             "type": "scatter", "mode": "lines", "x": [r.step for r in line], "y": column([r.value for r in line]),
-            "text": text, "hoverinfo": "text", **style(whole.view, run.id),
+            "text": text, "hoverinfo": "text", **stroke(whole.view, run.id),
         })  # fmt: skip
     layout = {"xaxis": axis("step"), "yaxis": axis("sim_K", range=[0, 1.02], nticks=5), "showlegend": False}
-    return Panel(title, data, layout)
+    return Panel(f"{lead.label}, beside {null}", data, layout, [lead.arm])
 
 
 def locking(whole: Whole) -> Table | None:
@@ -234,13 +234,12 @@ def ranks(whole: Whole) -> Figure | None:
 def _rank_lines(whole: Whole, run: Run, line: Sequence[Measurement]) -> list[dict[str, Any]]:
     if not line:
         return []
-    look = style(whole.view, run.id)
     steps = [r.step for r in line]
     text = [label_text(f"{run.label}, step {r.step}: {fixed(r.value)}, walk {fixed(r.null.mean)}", 90) for r in line]
     own = {"type": "scatter", "mode": "lines", "x": steps, "y": column([r.value for r in line]),
-           "text": text, "hoverinfo": "text", **look}  # fmt: skip
+           "text": text, "hoverinfo": "text", **stroke(whole.view, run.id)}  # fmt: skip
     walk = {"type": "scatter", "mode": "lines", "x": steps, "y": column([r.null.mean for r in line]), "hoverinfo": "skip",
-            "line": {**look["line"], "dash": "dash", "width": 1}}  # fmt: skip
+            "line": stroke(whole.view, run.id, dash="dash", width=1)["line"], "meta": run.arm}  # fmt: skip
     return [own, walk] if run.lead else [own]
 
 
@@ -253,7 +252,7 @@ def _against_norm(whole: Whole, runs: Sequence[Run]) -> list[Panel]:
             if line:
                 data.append({
                     "type": "scatter", "mode": "lines", "x": column([n for n, _ in line]), "y": column([v for _, v in line]),
-                    "name": label_text(run.label, 26), "hoverinfo": "x+y+name", **style(whole.view, run.id),
+                    "name": label_text(run.label, 26), "hoverinfo": "x+y+name", **stroke(whole.view, run.id),
                 })  # fmt: skip
     return [Panel("stable rank against norm", data, _axes("norm of the update"))] if data else []
 

@@ -132,7 +132,8 @@ def browser(view: View) -> Widget:
             "often: the counts are in the tables above. " + " ".join(notes)
         ).strip(),
         data={"names": names, "labels": [view.label(n) for n in names],
-              "swatches": [swatch(view, n) for n in names], "problems": problems, "start": _start(view, names)},
+              "swatches": [swatch(view, n) for n in names], "problems": problems, "start": _start(view, names),
+              "arms": [next(iter(view.arms(n)), "") for n in names]},
         sheets=(Sheet("samples", columns, rows),),
     )  # fmt: skip
 

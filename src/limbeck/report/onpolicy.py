@@ -69,7 +69,7 @@ def over_training(view: View) -> Figure | None:
             "the same problems in the same order, so what moves together in all panels is how hard those were."
         ),
         panels=[
-            Panel(lead.label, _curve(view, lead, steps, values, usual), layout)
+            Panel(lead.label, _curve(view, lead, steps, values, usual), layout, [lead.arm])
             for lead, steps, values in found.values()
         ],
         sheet=Sheet("reward", ["arm", "step", "mean", "lowest", "highest", "seeds"], rows),

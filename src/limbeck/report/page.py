@@ -33,6 +33,7 @@ from limbeck.report import (
     inside,
     locking,
     matrix,
+    modules,
     onpolicy,
     signals,
     tables,
@@ -151,14 +152,16 @@ def _live(view: View) -> Section:
 
 def _direction(view: View) -> Section:
     heat = geometry_figures.heatmap(view)
-    parts = [heat, geometry_figures.cosine_layers(view), tables.cosines(view)] if heat else []
+    layers = [geometry_figures.cosine_layers(view), modules.cosines(view)]
+    parts = [heat, *layers, tables.cosines(view)] if heat else []
     return _section(
         "direction", "Direction of the updates", parts, "No cosine was measured, so nothing is known about direction."
     )
 
 
 def _subspaces(view: View) -> Section:
-    parts = [tables.angles(view)] if _measured(view, "principal_angle_smallest", "leading_overlap") else []
+    measured = _measured(view, "principal_angle_smallest", "leading_overlap")
+    parts = [modules.angles(view), tables.angles(view)] if measured else []
     return _section("angles", "Subspaces", parts, "No principal angle was measured between any two arms.")
 
 
@@ -238,7 +241,7 @@ def render(view: View, sections: list[Section]) -> str:
 def fill(template: str, sections: Sequence[Section], **told: Any) -> str:
     """A template that shows these sections in this order, with what else it is told."""
     panels = [
-        {"data": panel.data, "layout": panel.layout}
+        {"data": panel.data, "layout": panel.layout, "arms": panel.arms}
         for section in sections
         for part in section.parts
         if isinstance(part, Figure)

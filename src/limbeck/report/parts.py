@@ -54,12 +54,13 @@ def _signed_text(value: str) -> bool:
 
 
 class Cell(NamedTuple):
-    """A table cell. ``tone`` is a class of the style sheet; ``note`` stands small under the text."""
+    """A table cell. ``tone`` is a class of the style sheet; ``note`` stands small under the text; ``arms`` are those it names."""
 
     text: str = NONE
     sort: float | str | None = None
     note: str = ""
     tone: str = ""
+    arms: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +97,15 @@ class Table:
 
 
 class Panel(NamedTuple):
-    """One plot of a figure: plotly's ``data`` and ``layout``, colors as names of the theme ("@arm0", "@ink")."""
+    """One plot of a figure: plotly's ``data`` and ``layout``, colors as names of the theme ("@arm0", "@ink").
+
+    A trace names its arm in ``meta``; a panel that belongs to arms as a whole names them in ``arms``.
+    """
 
     title: str
     data: Sequence[dict[str, Any]]
     layout: dict[str, Any]
+    arms: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from limbeck.errors import ConfigError
 from limbeck.report import answer
-from limbeck.report.joint import Together, together
+from limbeck.report.joint import Together, arm_name, together
 from limbeck.report.load import load
 from limbeck.report.page import compose, fill, write
-from limbeck.report.parts import Figure, Section, Table, Widget
+from limbeck.report.parts import Figure, Panel, Section, Table, Widget
 from limbeck.report.terminal import short_names
 from limbeck.report.view import View
 from limbeck.report.words import slug
@@ -88,24 +88,38 @@ def read(folders: Sequence[Path]) -> list[Study]:
     slugs = [slug(name) or "study" for name in shown]
     unique = [text if slugs.count(text) == 1 else f"{text}-{i}" for i, text in enumerate(slugs, 1)]
     return [
-        Study(name, text, place, view, _sections(view, text))
+        Study(name, text, place, view, _sections(view, name, text))
         for name, text, place, view in zip(shown, unique, places, views, strict=True)
     ]
 
 
-def _sections(view: View, folder: str) -> list[Section]:
+def _sections(view: View, study: str, folder: str) -> list[Section]:
     """The sections of a study without what its own report alone has, their sheets in a folder of its own."""
     kept = [
-        replace(section, parts=[_moved(part, folder) for part in section.parts if part.kind not in ALONE])
+        replace(section, parts=[_moved(part, study, folder) for part in section.parts if part.kind not in ALONE])
         for section in compose(view)
     ]
     return [section for section in kept if section.parts or section.missing]
 
 
-def _moved(part: Table | Figure | Widget, folder: str) -> Table | Figure | Widget:
+def _moved(part: Table | Figure | Widget, study: str, folder: str) -> Table | Figure | Widget:
+    """A part with its sheets in a folder of its own, and its arms by the names that they have among all studies."""
     if isinstance(part, Widget):
         return replace(part, sheets=[sheet._replace(name=f"{folder}/{sheet.name}") for sheet in part.sheets])
-    return replace(part, sheet=part.sheet._replace(name=f"{folder}/{part.sheet.name}"))
+    sheet = part.sheet._replace(name=f"{folder}/{part.sheet.name}")
+    if isinstance(part, Figure):
+        return replace(part, sheet=sheet, panels=[_renamed(panel, study) for panel in part.panels])
+    rows = [[cell._replace(arms=_named(study, cell.arms)) for cell in row] for row in part.rows]
+    return replace(part, sheet=sheet, rows=rows)
+
+
+def _renamed(panel: Panel, study: str) -> Panel:
+    data = [{**trace, "meta": arm_name(study, trace["meta"])} if trace.get("meta") else trace for trace in panel.data]
+    return panel._replace(data=data, arms=_named(study, panel.arms))
+
+
+def _named(study: str, arms: Sequence[str]) -> list[str]:
+    return [arm_name(study, arm) for arm in arms]
 
 
 def _joint(studies: Sequence[Study]) -> Together:

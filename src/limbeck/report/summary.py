@@ -185,7 +185,9 @@ def cosines(reference: str, arms: Sequence[Closeness], seed_null: Sequence[float
 
 def _beside_seeds(reference: str, arms: Sequence[Closeness], seed_null: Sequence[float]) -> Sentence:
     if not seed_null:
-        text = "No objective was run at two seeds, so no cosine can be told from what another seed alone would give."
+        text = (
+            "No two seeds of one objective were measured, so no cosine can be told from what another seed alone gives."
+        )
         return Sentence("limit", text)
     low, high = min(seed_null), max(seed_null)
     reach = span(seed_null)

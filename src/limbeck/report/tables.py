@@ -19,7 +19,7 @@ def name_cell(view: View, name: str) -> Cell:
     """A run with the swatch of its arm's color; base and teacher in ink."""
     run = view.by_id.get(name)
     role = run.role if run is not None and run.role != "method" else ""
-    return Cell(view.label(name), view.label(name), note=role, tone=swatch(view, name))
+    return Cell(view.label(name), view.label(name), note=role, tone=swatch(view, name), arms=view.arms(name))
 
 
 def swatch(view: View, name: str) -> str:
@@ -123,7 +123,9 @@ def _num_first(view: View) -> int:
 def pair_cell(a: Run, b: Run, seed: bool) -> Cell:
     """Both names, and whether the pair is there to show what a seed alone does."""
     text = f"{a.label} · {b.label}"
-    return Cell(text, text, note="two seeds of one recipe" if seed else "", tone="null" if seed else "")
+    return Cell(
+        text, text, note="two seeds of one recipe" if seed else "", tone="null" if seed else "", arms=(a.arm, b.arm)
+    )
 
 
 def cosines(view: View) -> Table:
@@ -255,7 +257,7 @@ def barriers(view: View) -> Table:
         rows.append(
             [
                 Cell(text, text, note="two seeds of one recipe" if view.is_null(path) else "",
-                     tone="null" if view.is_null(path) else ""),
+                     tone="null" if view.is_null(path) else "", arms=view.arms(path["a"], path["b"])),
                 Cell(SHORT_LOSSES.get(path["loss"], str(path["loss"])), path["loss"]),
                 Cell(fixed(number(middle.get("value")), 3), number(middle.get("value")), tone="down" if above else "",
                      note=str(middle.get("reason") or "").replace("_", " ")),

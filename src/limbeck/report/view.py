@@ -96,6 +96,10 @@ class View:
         """How a run, the base or the teacher is called on the page."""
         return self.by_id[name].label if name in self.by_id else name
 
+    def arms(self, *names: str) -> tuple[str, ...]:
+        """The arms of runs; base and teacher are none."""
+        return tuple(dict.fromkeys(self.by_id[name].arm for name in names if name in self.by_id))
+
     def color(self, name: str) -> str:
         """The theme's name of a run's color; base and teacher are ink, not a hue."""
         if name in self.by_id:

@@ -217,20 +217,21 @@ def pairs(whole: Whole) -> Table | None:
     runs = list(whole.main.values())
     k = whole.largest_k("mean_cos2")
     rows, raw = [], []
-    groups = [(f"{a.label}, two seeds", whole.two_seeds(a.arm), True) for a in runs]
+    groups = [(f"{a.label}, two seeds", whole.two_seeds(a.arm), (a.arm,)) for a in runs]
     groups += [
-        (f"{a.label} · {b.label}", whole.same_seed(a.arm, b.arm), False)
+        (f"{a.label} · {b.label}", whole.same_seed(a.arm, b.arm), (a.arm, b.arm))
         for i, a in enumerate(runs)
         for b in runs[i + 1 :]
     ]
-    for title, chosen, null in groups:
+    for title, chosen, arms in groups:
         levels = [
             whole.between(metric, chosen, **where, k=k if metric == "mean_cos2" else 0) for metric, where, _ in PAIRS
         ]
         if not any(level.values for level in levels):
             continue
         cells = [_pair_cell(level) for level in levels]
-        rows.append([Cell(title, title, note=f"{len(chosen)} pairs", tone="null" if null else ""), *cells])
+        tone = "null" if len(arms) == 1 else ""
+        rows.append([Cell(title, title, note=f"{len(chosen)} pairs", tone=tone, arms=arms), *cells])
         raw.append([title, len(chosen), *(x for level in levels for x in (level.mean, level.null))])
     if not rows:
         return None

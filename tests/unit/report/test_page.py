@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.resources
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser import CHROMIUM, opened
+from tests.browser import CHROMIUM, Tab, opened
 
 from limbeck.folders import read_json, write_json
 from limbeck.geometry.table import read_measurements, write_measurements
@@ -22,6 +23,7 @@ from limbeck.report.load import FILES
 from limbeck.report.parts import MAX_ROWS, Sheet
 from limbeck.types import Measurement, Null
 
+AXE = importlib.resources.files("axe_core_python") / "axe.min.js"  # the checker alone; its drivers are not used
 EVIL = "</script><script>window.owned=1</script><img src=x onerror=alert(1)>{{ 7*7 }}'\"\u2028 %{x} <b>"
 
 
@@ -274,6 +276,22 @@ def test_every_figure_and_table_says_what_it_can_and_cannot_say(skeleton: Skelet
     assert titles == captions >= 18
 
 
+def test_every_matrix_has_its_cosine_with_the_reference_and_every_pair_its_angles(page: Path, results: Path):
+    found = {}
+    for row in read_measurements(results / "measurements.parquet"):
+        if row.aggregation == "module" and row.metric == "cosine":
+            found[frozenset((row.arm, row.other)), row.module] = row.value
+    rows = read_csv(page, "cosine_modules")
+    assert len(rows) == 16 * len({row["b"] for row in rows})
+    assert "dpo-s0" in {row["b"] for row in rows}
+    for row in rows:
+        assert float(row["cosine"]) == pytest.approx(found[frozenset((row["a"], row["b"])), row["module"]], abs=1e-12)
+    angles = read_csv(page, "angle_spectra")
+    for a, b, c in zip(*[iter(angles)] * 3, strict=True):
+        assert [row["angle"] for row in (a, b, c)] == ["smallest", "median", "largest"]
+        assert float(a["degrees"]) <= float(b["degrees"]) <= float(c["degrees"]) <= 90
+
+
 def test_fifty_arms_stay_small_and_say_what_was_left_out(results: Path, tmp_path: Path):
     names = [f"arm{i:02d}" for i in range(50)]
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
@@ -312,6 +330,50 @@ def test_a_browser_draws_every_figure_without_a_word_in_its_console(page: Path, 
         assert not tab.said
         assert tab.evaluate("document.querySelectorAll('img').length") == 0
         assert "1 of 240" in tab.evaluate("document.body.textContent")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine, so the page is not opened in a browser")
+def test_a_browser_sorts_narrows_filters_and_finds_no_barrier(page: Path, tmp_path: Path):
+    shown = "[...document.querySelectorAll('#accuracy tbody tr')].filter((row) => !row.hidden).length"
+    with opened(page, tmp_path / "profile") as tab:
+        tab.wait("document.readyState === 'complete' && document.querySelector('button.arm') !== null")
+        rows = tab.evaluate(shown)
+        tab.evaluate("document.querySelectorAll('#accuracy thead button')[1].click()")
+        sorted_by = (
+            "[...document.querySelectorAll('#accuracy tbody tr')].map((row) => Number(row.cells[1].dataset.sort))"
+        )
+        values = tab.evaluate(sorted_by)
+        assert values == sorted(values, reverse=True)
+        assert len(set(values)) > 2
+
+        arm = tab.evaluate(
+            "(() => { const b = document.querySelector('button.arm'); b.click(); return b.dataset.arm; })()"
+        )
+        assert tab.evaluate(shown) < rows
+        assert tab.evaluate("!document.getElementById('focus').hidden")
+        others = "[...document.querySelectorAll('tbody tr:not([hidden])')].map((row) => [...row.querySelectorAll('[data-arms]')]"
+        others += ".flatMap((cell) => JSON.parse(cell.dataset.arms))).filter((arms) => arms.length)"
+        assert all(arm in arms for arms in tab.evaluate(others))
+        tab.evaluate("document.getElementById('unfocus').click()")
+        assert tab.evaluate(shown) == rows
+
+        tab.evaluate("document.querySelector('#matrix td button').click()")
+        assert tab.evaluate("document.getElementById('what').value") == "ab"
+        cards = "[...document.querySelectorAll('#problem .answer-card')].slice(0, 2)"
+        assert tab.evaluate(f"{cards}.map((card) => card.querySelector('.is-right') !== null)") == [True, False]
+        assert serious(tab) == []
+        tab.evaluate("document.getElementById('theme').click()")
+        assert serious(tab) == []
+        assert not tab.said
+
+
+def serious(tab: Tab) -> list[str]:
+    """Accessibility faults that axe-core calls serious or critical, each with the first element that has it."""
+    tab.evaluate(AXE.read_text(encoding="utf-8"))
+    tab.evaluate("window.faults = null; axe.run(document).then((found) => { window.faults = found.violations; }); 0")
+    tab.wait("window.faults !== null")
+    listed = "window.faults.filter((f) => ['serious', 'critical'].includes(f.impact))"
+    return tab.evaluate(f"{listed}.map((f) => `${{f.id}}: ${{f.nodes.length}} times, ${{f.nodes[0].html}}`)")
 
 
 def test_arms_over_their_seeds_have_a_table(tmp_path: Path, results: Path):

@@ -25,7 +25,7 @@ def view(results: Path) -> View:
 
 def made(**fields: object) -> View:
     empty = {
-        "study": {"name": "x", "arms": []}, "arms": [], "comparison": {}, "measurements": [], "paths": [],
+        "study": {"name": "x", "arms": []}, "arms": [], "comparison": {}, "measurements": [], "modules": [], "paths": [],
         "training": {}, "rollouts": {}, "samples": [], "provenance": {}, "live": {}, "frontier": {}, "missing": (),
     }  # fmt: skip
     return View(Results(**{**empty, **fields}))  # type: ignore[arg-type]

@@ -19,6 +19,7 @@
 
   // --- plots: color names become the theme's colors, everything else is as it was written -----------------------
   const drawn = new Set();
+  let focus = ""; // the arm to which the page is narrowed
   const variable = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
   const diverging = () => {
     const dark = root.dataset.theme === "dark";
@@ -43,7 +44,7 @@
     const panel = panels[Number(plot.dataset.panel)];
     const small = plot.classList.contains("small");
     const layout = paint(panel.layout, "");
-    const data = paint(panel.data, "");
+    const data = paint(panel.data, "").map((trace) => (focus && trace.meta && trace.meta !== focus ? { ...trace, visible: false } : trace));
     if (plot.clientWidth < 480) data.forEach((trace) => { if (trace.type === "heatmap") trace.showscale = false; });
     Plotly.react(plot, data, {
       ...layout,
@@ -116,6 +117,46 @@
     label();
     table.parentElement.after(button);
   });
+
+  // --- one arm: rows, panels and traces of others step aside ------------------------------------------------------
+  const armsOf = (cell) => JSON.parse(cell.dataset.arms);
+  const names = new Map();
+  const narrow = (arm) => {
+    focus = arm === focus ? "" : arm;
+    root.toggleAttribute("data-focus", Boolean(focus));
+    document.querySelectorAll("tbody tr").forEach((row) => {
+      const named = [...row.querySelectorAll("[data-arms]")].flatMap(armsOf);
+      row.hidden = Boolean(focus && named.length && !named.includes(focus));
+    });
+    plots.forEach((plot) => {
+      const { arms } = panels[Number(plot.dataset.panel)];
+      plot.closest(".panel").hidden = Boolean(focus && arms.length && !arms.includes(focus));
+    });
+    drawn.forEach((plot) => { if (!plot.closest(".panel").hidden) draw(plot); });
+    document.querySelectorAll("button.arm").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.arm === focus)));
+    byId("focus").hidden = !focus;
+    byId("focused").textContent = focus ? names.get(focus) : "";
+    if (focus && samples && samples.arms.includes(focus)) {
+      byId("arm-a").value = String(samples.arms.indexOf(focus));
+      filter();
+    }
+  };
+  document.querySelectorAll("tbody th[data-arms]").forEach((cell) => {
+    const [arm, ...others] = armsOf(cell);
+    if (others.length) return;
+    const text = cell.querySelector("span");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "arm";
+    button.dataset.arm = arm;
+    button.title = "Narrow the page to this arm";
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => narrow(arm));
+    if (!names.has(arm)) names.set(arm, text.textContent);
+    text.replaceWith(button);
+    button.append(text);
+  });
+  byId("unfocus").addEventListener("click", () => narrow(focus));
 
   // --- samples ---------------------------------------------------------------------------------------------------
   const element = (tag, kind, text) => {
