@@ -152,10 +152,11 @@ def _marks(axes: Axes, x: np.ndarray, y: np.ndarray, marker: Mapping[str, Any]) 
     symbol, ink = marker.get("symbol", "circle"), color(marker["color"])
     sizes = POINTS * np.broadcast_to(np.asarray(marker["size"], dtype=float), x.shape)
     is_open, form = symbol.endswith("-open"), MARKERS[symbol.removesuffix("-open")]
-    axes.scatter(
-        x, y, s=(LARGER.get(form, 1) * sizes) ** 2, marker=form, facecolors="white" if is_open else [ink],
-        edgecolors=[ink] if is_open else "white", linewidths=0.7 if is_open else 0.3, zorder=2.5, clip_on=True,
-    )  # fmt: skip
+    fill = {"color": [ink]} if form == "_" else {
+        "facecolors": "white" if is_open else [ink], "edgecolors": [ink] if is_open else "white",
+    }  # fmt: skip
+    areas = (LARGER.get(form, 1) * sizes) ** 2
+    axes.scatter(x, y, s=areas, marker=form, linewidths=0.7 if is_open else 0.3, zorder=2.5, **fill)
 
 
 def _heatmap(axes: Axes, trace: Mapping[str, Any], before: Mapping[str, Any], place: int) -> None:
@@ -220,7 +221,7 @@ def _axis(axes: Axes, name: str, spec: Mapping[str, Any]) -> None:
     _known(
         spec,
         {"title", "range", "type", "nticks", "dtick", "tickmode", "tickvals", "ticktext", "tickangle", "showgrid", "zeroline",
-         "autorange", "automargin", "exponentformat", "names"},
+         "autorange", "automargin", "exponentformat", "names", "showticklabels"},
         f"the {name} axis",
     )  # fmt: skip
     axis, log = getattr(axes, f"{name}axis"), spec.get("type") == "log"

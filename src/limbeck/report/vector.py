@@ -165,7 +165,7 @@ def legend_grid(lengths: Sequence[int], width: float) -> tuple[int, int]:
     """Columns and rows of a legend that is filled column by column, as many columns as names of these lengths let fit.
 
     >>> legend_grid([10, 10, 10, 60], 3.4), legend_grid([10, 10, 10, 10], 3.4), legend_grid([], 3.4)
-    ((1, 4), (4, 1), (1, 0))
+    ((1, 4), (2, 2), (1, 0))
     """
     for columns in range(len(lengths), 1, -1):
         rows = -(-len(lengths) // columns)
