@@ -152,7 +152,7 @@ def _marks(axes: Axes, x: np.ndarray, y: np.ndarray, marker: Mapping[str, Any]) 
     symbol, ink = marker.get("symbol", "circle"), color(marker["color"])
     sizes = POINTS * np.broadcast_to(np.asarray(marker["size"], dtype=float), x.shape)
     is_open, form = symbol.endswith("-open"), MARKERS[symbol.removesuffix("-open")]
-    fill = {"color": [ink]} if form == "_" else {
+    fill: dict[str, Any] = {"color": [ink]} if form == "_" else {
         "facecolors": "white" if is_open else [ink], "edgecolors": [ink] if is_open else "white",
     }  # fmt: skip
     areas = (LARGER.get(form, 1) * sizes) ** 2
@@ -179,8 +179,10 @@ def _heatmap(axes: Axes, trace: Mapping[str, Any], before: Mapping[str, Any], pl
         for y, texts in zip(trace["y"], trace["text"], strict=True):
             for x, text in zip(trace["x"], texts, strict=True):
                 axes.text(x, y, plain(text), ha="center", va="center", fontsize=5.5, parse_math=False)
-    if trace.get("showscale", True):
-        bar = trace["colorbar"]
+    if (
+        trace.get("showscale", True) or "texttemplate" not in trace
+    ):  # cells without numbers: nobody can point at them on paper
+        bar = trace.get("colorbar", {"len": 0.6, "tickvals": [trace["zmin"], 0, trace["zmax"]]})
         scale = axes.figure.colorbar(mesh, ax=axes, shrink=bar["len"], aspect=25, ticks=bar["tickvals"], pad=0.02)
         scale.outline.set_visible(False)  # type: ignore[operator]
         scale.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]

@@ -219,7 +219,7 @@ def _look(kind: str) -> tuple[str, str]:
     return f"@arm{name}", f"{symbol}-open" if "later" in rest else symbol
 
 
-def _handle(ink: Any, symbol: str, line: str) -> Line2D:
+def _handle(ink: Any, symbol: str, line: Any) -> Line2D:
     from matplotlib.lines import Line2D
 
     from limbeck.report.drawing import LARGER, MARKERS
