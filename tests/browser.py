@@ -63,8 +63,8 @@ class Tab:
 
 
 @contextmanager
-def opened(page: Path, profile: Path, width: int = 1280, height: int = 1000) -> Iterator[Tab]:
-    """`page` in a headless Chromium whose profile is the new folder `profile`."""
+def opened(page: Path | str, profile: Path, width: int = 1280, height: int = 1000) -> Iterator[Tab]:
+    """`page`, a file or an address, in a headless Chromium whose profile is the new folder `profile`."""
     (read_in, write_in), (read_out, write_out) = os.pipe(), os.pipe()
     ends = [
         fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read_in, write_out)
@@ -80,7 +80,7 @@ def opened(page: Path, profile: Path, width: int = 1280, height: int = 1000) -> 
         os.close(end)
     try:
         tab = Tab(write_in, read_out)
-        tab.open(page.as_uri())
+        tab.open(page if isinstance(page, str) else page.as_uri())
         yield tab
     finally:
         os.close(write_in)

@@ -17,6 +17,7 @@ from limbeck.errors import LimbeckError
 
 VERBS = [
     "study",
+    "watch",
     "sample",
     "import",
     "score",
