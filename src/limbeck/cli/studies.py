@@ -64,7 +64,7 @@ def report(
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Every figure as vector files into this folder instead.")
     ] = None,
-    file_format: Annotated[str, typer.Option("--format", help="Of --figures: pdf or svg.")] = "pdf",
+    file_format: Annotated[str | None, typer.Option("--format", help="Of --figures: pdf (the default) or svg.")] = None,
 ) -> None:
     """Results to one self-contained HTML page, with a CSV beside every figure; or its figures as files for print."""
     from limbeck.errors import ConfigError
@@ -75,10 +75,14 @@ def report(
         raise ConfigError(
             "--figures writes figures alone and goes with neither --out nor --markdown. Run the command twice."
         )
+    if file_format is not None and figures is None:
+        raise ConfigError(
+            f"--format is that of --figures, received {file_format!r} without it. Name a folder for the figures."
+        )
     if markdown and len(studies) > 1:
         raise ConfigError(f"--markdown takes one study, received {len(studies)}. Run the command once for each.")
     if figures is not None:
-        typer.echo(vector.figures(studies, figures, file_format))
+        typer.echo(vector.figures(studies, figures, file_format or "pdf"))
     elif len(studies) > 1:
         typer.echo(several.build(studies, out or Path("report")))
     elif markdown:

@@ -169,4 +169,5 @@ def test_the_command_writes_figures_alone(results: Path, tmp_path: Path):
     assert not (tmp_path / "study" / "report.html").exists()
     assert isinstance(CliRunner().invoke(cli.app, [*asked[:-1], "png"]).exception, ConfigError)
     assert isinstance(CliRunner().invoke(cli.app, [*asked, "--markdown"]).exception, ConfigError)
+    assert isinstance(CliRunner().invoke(cli.app, [*asked[:2], *asked[-2:]]).exception, ConfigError)
     assert json.loads((tmp_path / "study" / "results" / "study.json").read_text())["name"] == "abacus-six"
