@@ -135,18 +135,41 @@ def study_plan(
 
 @app.command()
 def report(
-    study: Annotated[Path, typer.Argument(help="A study folder, or its results folder.")],
+    studies: Annotated[
+        list[Path], typer.Argument(help="A study folder, or its results folder; several share one page.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where report.html goes; the study folder by default.")
+        Path | None,
+        typer.Option(
+            "--out", help="Where report.html goes; by default the study's folder, of several studies `report`."
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Sentences and tables to stdout instead.")] = False,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Every figure as vector files into this folder instead.")
+    ] = None,
+    file_format: Annotated[str | None, typer.Option("--format", help="Of --figures: pdf (the default) or svg.")] = None,
 ) -> None:
-    """Results to one self-contained HTML page, with a CSV beside every figure."""
-    from limbeck.report import build
+    """Results to one self-contained HTML page, with a CSV beside every figure; or its figures as files for print."""
+    from limbeck.errors import ConfigError
+    from limbeck.report import build, several, vector
     from limbeck.report import markdown as as_markdown
 
-    results = study / "results" if (study / "results").is_dir() else study
-    if markdown:
-        typer.echo(as_markdown(results), nl=False)
+    if figures is not None and (markdown or out is not None):
+        raise ConfigError(
+            "--figures writes figures alone and goes with neither --out nor --markdown. Run the command twice."
+        )
+    if file_format is not None and figures is None:
+        raise ConfigError(
+            f"--format is that of --figures, received {file_format!r} without it. Name a folder for the figures."
+        )
+    if markdown and len(studies) > 1:
+        raise ConfigError(f"--markdown takes one study, received {len(studies)}. Run the command once for each.")
+    if figures is not None:
+        typer.echo(vector.figures(studies, figures, file_format or "pdf"))
+    elif len(studies) > 1:
+        typer.echo(several.build(studies, out or Path("report")))
+    elif markdown:
+        typer.echo(as_markdown(several.results_of(studies[0])), nl=False)
     else:
-        typer.echo(build(results, out or study))
+        typer.echo(build(several.results_of(studies[0]), out or studies[0]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from limbeck.report.figures import style
+from limbeck.report.figures import named_axis, style
 from limbeck.report.locking import early
 from limbeck.report.parts import Cell, Figure, Panel, Sheet, Table, label_text
 from limbeck.report.tables import name_cell
@@ -158,7 +158,8 @@ def figure(whole: Whole) -> Figure | None:
 
 def _layout(labels: Sequence[str], shapes: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "xaxis": {"zeroline": False, "nticks": 4}, "shapes": shapes, "showlegend": False,
-        "yaxis": {"tickmode": "array", "tickvals": list(range(len(labels))), "automargin": True, "zeroline": False,
-                  "ticktext": [label_text(t, 24) for t in labels], "range": [-0.6, len(labels) - 0.4], "showgrid": False},
-    }  # fmt: skip
+        "xaxis": {"zeroline": False, "nticks": 4},
+        "shapes": shapes,
+        "showlegend": False,
+        "yaxis": named_axis(labels, 24, range=[-0.6, len(labels) - 0.4], automargin=True),
+    }

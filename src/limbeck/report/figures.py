@@ -24,6 +24,12 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": title}, "zeroline": False, **more}
 
 
+def named_axis(labels: Sequence[str], limit: int, **more: Any) -> dict[str, Any]:
+    """An axis with a name at each place; the page cuts names to ``limit`` characters, print reads them whole from ``names``."""
+    ticks = {"tickvals": list(range(len(labels))), "ticktext": [label_text(label, limit) for label in labels]}
+    return {"tickmode": "array", **ticks, "names": list(labels), "zeroline": False, "showgrid": False, **more}
+
+
 def style(view: View, name: str) -> dict[str, Any]:
     """Line and marker of a run: color and symbol by arm, dotted and open for seeds beyond the first."""
     color, run = view.color(name), view.by_id.get(name)
@@ -37,9 +43,9 @@ def style(view: View, name: str) -> dict[str, Any]:
 
 
 def stroke(view: View, name: str, **more: Any) -> dict[str, Any]:
-    """The line of a run's trace without markers, and whose it is."""
+    """The line of a run's trace without markers, and whose it is; of the marker print alone draws a few."""
     found = style(view, name)
-    return {"line": {**found["line"], **more}, "meta": found["meta"]}
+    return {**found, "line": {**found["line"], **more}}
 
 
 def legend(view: View, names: Sequence[str]) -> list[tuple[str, str]]:
@@ -69,8 +75,8 @@ def _base_line(view: View, axis_name: str) -> list[dict[str, Any]]:
     return [{"type": "line", **ends, "line": {"color": "@muted", "width": 1, "dash": "dash"}}]
 
 
-def forest(view: View) -> Figure:
-    """Accuracy with intervals, one row an entry, the base as a line."""
+def forest(view: View, *, limit: int = 26) -> Figure:
+    """Accuracy with intervals, one row an entry, the base as a line; the page cuts names to ``limit`` characters."""
     arms = view.scored()
     rows = list(reversed(arms))
     data = []
@@ -78,11 +84,9 @@ def forest(view: View) -> Figure:
         value, low, high = (number(arm[key]) for key in ("value", "low", "high"))
         text = f"{view.label(arm['name'])}: {percent(value)} ({bounds(low, high, scale=100.0)})"
         data.append(_dot(view, arm, "x", position, text))
-    labels = [label_text(view.label(arm["name"]), 26) for arm in rows]
-    ticks = {"tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": labels}
     layout = {
         "xaxis": axis("right, %"),
-        "yaxis": {**ticks, "range": [-0.6, len(rows) - 0.4], "zeroline": False, "showgrid": False},
+        "yaxis": named_axis([view.label(arm["name"]) for arm in rows], limit, range=[-0.6, len(rows) - 0.4]),
         "shapes": _base_line(view, "x"),
         "showlegend": False,
     }
@@ -148,12 +152,12 @@ def _paths_of(view: View, loss: str, slug: str) -> Figure:
     ends = [scale * x for p in chosen for key in ("low", "high") for x in column(p[key]) if x is not None]
     pad = 0.06 * (max(ends) - min(ends) or 1) if ends else 0
     span = [min(ends) - pad, max(ends) + pad] if ends else None
+    unit = "%" if accuracy else str(chosen[0].get("unit") or "nats")
     panels, rows = [], []
     for path in chosen:
-        panels.append(_path_panel(view, path, scale, span))
+        panels.append(_path_panel(view, path, scale, span, unit))
         points = zip(path["alphas"], path["mean"], path["low"], path["high"], strict=True)
         rows += [[path["a"], path["b"], view.is_null(path), *point] for point in points]
-    unit = "%" if accuracy else str(chosen[0].get("unit") or "nats")
     return Figure(
         title=f"Along the straight path: {LOSSES.get(loss, loss)}, {unit}",
         caption=(
@@ -170,7 +174,7 @@ def _paths_of(view: View, loss: str, slug: str) -> Figure:
     )
 
 
-def _path_panel(view: View, path: dict[str, Any], scale: float, span: list[float] | None) -> Panel:
+def _path_panel(view: View, path: dict[str, Any], scale: float, span: list[float] | None, unit: str) -> Panel:
     low, mean, high = ([None if x is None else scale * x for x in column(path[k])] for k in ("low", "mean", "high"))
     color = view.color(path["b"] if path["b"] != "base" else path["a"])
     alphas = column(path["alphas"])
@@ -188,7 +192,7 @@ def _path_panel(view: View, path: dict[str, Any], scale: float, span: list[float
     tail = " (two seeds)" if view.is_null(path) else ""
     layout = {
         "xaxis": {"tickvals": [0, 0.5, 1], "range": [-0.04, 1.04], "zeroline": False},
-        "yaxis": {"zeroline": False, "nticks": 5, **({"range": span} if span else {})},
+        "yaxis": axis(label_text(unit), nticks=5, **({"range": span} if span else {})),
         "showlegend": False,
     }
     return Panel(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from limbeck.report.figures import axis, legend, style
+from limbeck.report.figures import axis, legend, named_axis, style
 from limbeck.report.parts import Figure, Panel, Sheet, label_text
 from limbeck.report.tables import column
 from limbeck.report.view import Run, View, band
@@ -24,9 +24,7 @@ def heatmap(view: View) -> Figure | None:
         [_cell_text(view, a, b, v) for b, v in zip(runs, row, strict=True)] for a, row in zip(runs, values, strict=True)
     ]
     printed = len(runs) <= MAX_PRINTED
-    labels = [label_text(run.label, 26) for run in runs]
-    positions = list(range(len(runs)))
-    ticks = {"tickmode": "array", "tickvals": positions, "ticktext": labels, "showgrid": False, "zeroline": False}
+    labels, positions = [run.label for run in runs], list(range(len(runs)))
     trace: dict[str, Any] = {
         "type": "heatmap", "x": positions, "y": positions, "z": [column(row) for row in values], "zmin": -1, "zmax": 1,
         "colorscale": "@diverging", "hovertext": texts, "hoverinfo": "text", "xgap": 2, "ygap": 2,
@@ -35,8 +33,8 @@ def heatmap(view: View) -> Figure | None:
     if printed:
         trace |= {"text": [[fixed(v) for v in row] for row in values], "texttemplate": "%{text}"}
     layout = {
-        "xaxis": {**ticks, "tickangle": -40, "automargin": True},
-        "yaxis": {**ticks, "autorange": "reversed", "automargin": True},
+        "xaxis": named_axis(labels, 26, tickangle=-40, automargin=True),
+        "yaxis": named_axis(labels, 26, autorange="reversed", automargin=True),
         "showlegend": False,
     }
     seeds = view.seed_values("cosine")

@@ -130,7 +130,7 @@ def _panel(whole: Whole, lead: Run, null: str, found: Sequence[tuple[Run, list[M
             "type": "scatter", "mode": "lines", "x": [r.step for r in line], "y": column([r.value for r in line]),
             "text": text, "hoverinfo": "text", **stroke(whole.view, run.id),
         })  # fmt: skip
-    layout = {"xaxis": axis("step"), "yaxis": {"range": [0, 1.02], "zeroline": False, "nticks": 5}, "showlegend": False}
+    layout = {"xaxis": axis("step"), "yaxis": axis("sim_K", range=[0, 1.02], nticks=5), "showlegend": False}
     return Panel(f"{lead.label}, beside {null}", data, layout, [lead.arm])
 
 
@@ -239,7 +239,7 @@ def _rank_lines(whole: Whole, run: Run, line: Sequence[Measurement]) -> list[dic
     own = {"type": "scatter", "mode": "lines", "x": steps, "y": column([r.value for r in line]),
            "text": text, "hoverinfo": "text", **stroke(whole.view, run.id)}  # fmt: skip
     walk = {"type": "scatter", "mode": "lines", "x": steps, "y": column([r.null.mean for r in line]), "hoverinfo": "skip",
-            **stroke(whole.view, run.id, dash="dash", width=1)}  # fmt: skip
+            "line": stroke(whole.view, run.id, dash="dash", width=1)["line"], "meta": run.arm}  # fmt: skip
     return [own, walk] if run.lead else [own]
 
 

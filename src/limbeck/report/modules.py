@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from limbeck.report.figures import axis, legend, style
+from limbeck.report.figures import axis, legend, named_axis, style
 from limbeck.report.parts import Figure, Panel, Sheet, label_text
 from limbeck.report.tables import column
 from limbeck.report.view import Run, View, band
@@ -65,11 +65,9 @@ def _heat(label: str, rows: Sequence[Measurement]) -> tuple[list[dict[str, Any]]
         "z": [column([row.value if row else math.nan for row in line]) for line in cells], "zmin": -1, "zmax": 1,
         "colorscale": "@diverging", "hovertext": texts, "hoverinfo": "text", "xgap": 1, "ygap": 1, "showscale": False,
     }  # fmt: skip
-    ticks = {"showgrid": False, "zeroline": False, "automargin": True}
-    names = {"tickmode": "array", "tickvals": list(range(len(kinds))), "ticktext": [label_text(k, 18) for k in kinds]}
     layout = {
-        "xaxis": {**ticks, "dtick": 1 if len(layers) <= 12 else None},
-        "yaxis": {**ticks, **names, "autorange": "reversed"},
+        "xaxis": axis("layer", showgrid=False, automargin=True, dtick=1 if len(layers) <= 12 else None),
+        "yaxis": named_axis(kinds, 18, autorange="reversed", automargin=True),
         "showlegend": False,
     }
     return [trace], layout

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,20 @@ def build(results: Path, out: Path) -> Path:
     """
     view = View(load(Path(results)))
     sections = compose(view)
-    folder = Path(out) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+    return write(Path(out), sections, render(view, sections))
+
+
+def write(out: Path, sections: Sequence[Section], page: str) -> Path:
+    """A page and the sheets of its sections, which may lie in folders of their own; the path of the page."""
     for section in sections:
         for part in section.parts:
             for sheet in sheets_of(part):
-                _write(folder / f"{sheet.name}.csv", sheet.csv())
-    path = Path(out) / "report.html"
-    _write(path, render(view, sections))
-    return path
+                path = out / "figures" / f"{sheet.name}.csv"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write(path, sheet.csv())
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "report.html", page)
+    return out / "report.html"
 
 
 def compose(view: View) -> list[Section]:
@@ -229,7 +235,11 @@ def _measured(view: View, *metrics: str) -> bool:
 
 def render(view: View, sections: list[Section]) -> str:
     """The page as text."""
-    study = view.results.study
+    return fill("page.html.j2", sections, study=view.results.study, sentences=answer.sentences(view))
+
+
+def fill(template: str, sections: Sequence[Section], **told: Any) -> str:
+    """A template that shows these sections in this order, with what else it is told."""
     panels = [
         {"data": panel.data, "layout": panel.layout, "arms": panel.arms}
         for section in sections
@@ -241,16 +251,15 @@ def render(view: View, sections: list[Section]) -> str:
         w.kind: w.data for s in sections for w in s.parts if isinstance(w, Widget) and w.kind in ("matrix", "browser")
     }
     scripts = {"plotly": get_plotlyjs(), "page": _asset("page.js")}
-    return _environment().get_template("page.html.j2").render(
-        study=study,
+    return _environment().get_template(template).render(
         sections=sections,
-        sentences=answer.sentences(view),
         counter=iter(range(len(panels))),
         islands={"panels": island(panels), "widgets": island(widgets)},
         style=Markup(_asset("style.css")),  # noqa: S704 - a file of the package
         scripts={name: Markup(text) for name, text in scripts.items()},  # noqa: S704 - files of packages
         policy=policy(list(scripts.values())),
         none=NONE,
+        **told,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from limbeck.report.figures import style
+from limbeck.report.figures import named_axis, style
 from limbeck.report.parts import Cell, Figure, Panel, Sheet, Table, label_text
 from limbeck.report.tables import column, name_cell
 from limbeck.report.view import Run
@@ -96,11 +96,9 @@ def _ratio_panel(whole: Whole, quantity: Quantity, shown: Sequence[Run], levels:
             "type": "scatter", "mode": "markers", "x": ratios, "y": [place] * len(ratios), "text": text, "hoverinfo": "text",
             **style(whole.view, run.id),
         })  # fmt: skip
-    ticks = [label_text(run.label, 18) for run in shown]
     layout = {
         "xaxis": {"type": "log", "zeroline": False, "nticks": 4},
-        "yaxis": {"tickmode": "array", "tickvals": list(range(len(shown))), "ticktext": ticks, "zeroline": False,
-                  "range": [-0.6, len(shown) - 0.4], "showgrid": False, "automargin": True},
+        "yaxis": named_axis([run.label for run in shown], 18, range=[-0.6, len(shown) - 0.4], automargin=True),
         "shapes": [{"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",
                     "line": {"color": "@muted", "width": 1, "dash": "dash"}}],
         "showlegend": False,
@@ -162,7 +160,8 @@ def localisation(whole: Whole) -> Figure | None:
             for run, line in zip(runs, grid, strict=True)
             for (name, _), numbers in zip(places, line, strict=True)
         ]
-        panels.append(_heat(title, [run.label for run in runs], [name for name, _ in places], grid))
+        if places:
+            panels.append(_heat(title, [run.label for run in runs], [name for name, _ in places], grid))
     return Figure(
         title="Where the update is",
         caption=(
@@ -197,14 +196,11 @@ def _heat(
         "zmin": -3, "zmax": 3, "colorscale": "@diverging", "hovertext": texts, "hoverinfo": "text", "xgap": 1, "ygap": 1,
         "text": [[fixed(v, 1) for v in line] for line in logs], "texttemplate": "%{text}", "showscale": False,
     }  # fmt: skip
-    ticks = {"tickmode": "array", "showgrid": False, "zeroline": False, "automargin": True}
     layout = {
-        "xaxis": {**ticks, "tickvals": list(range(len(places))), "ticktext": [label_text(p, 18) for p in places],
-                  "tickangle": -40},
-        "yaxis": {**ticks, "tickvals": list(range(len(labels))), "ticktext": [label_text(t, 20) for t in labels],
-                  "autorange": "reversed"},
+        "xaxis": named_axis(places, 18, tickangle=-40, automargin=True),
+        "yaxis": named_axis(labels, 20, autorange="reversed", automargin=True),
         "showlegend": False,
-    }  # fmt: skip
+    }
     return Panel(title, [trace], layout)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 NONE = "–"
@@ -118,6 +119,15 @@ def listed(words: Sequence[str]) -> str:
     ('a', 'a and b', 'a, b and c')
     """
     return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def slug(text: str) -> str:
+    """Letters and digits of a text, for the name of a file or folder; may be empty.
+
+    >>> slug("TRRD 0.5 → ../SFT"), slug("→")
+    ('trrd-0-5-sft', '')
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-")
 
 
 def count(n: int, word: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.drawings import check_figures
 
 from limbeck.folders import read_json, write_json
 from limbeck.report import build, contrasts
@@ -120,6 +121,10 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         self._tone = None
+
+
+def test_the_frontier_can_be_drawn_for_print(folder):
+    assert check_figures(folder, {"frontier"}) == 1
 
 
 def test_the_figure_has_a_point_for_every_arm_and_step_with_bars_that_hold_the_seeds(view):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.drawings import check_figures
 
 from limbeck.folders import read_json, write_json
 from limbeck.report import build
@@ -84,6 +85,10 @@ def curve(chance, seed):
 def seconds(teacher):
     last = {"kl_student_reference_k3": 0.2, "kl_student_teacher_k3": 0.3, "teacher_agreement": 0.8}
     return {"rollouts": 640, "seconds_sample": 10.0, "seconds_score": teacher, "seconds_update": 20.0, "last": last}
+
+
+def test_every_figure_can_be_drawn_for_print(folder):
+    assert check_figures(folder, {"reward"}) == len(ARMS) - 1
 
 
 def test_curves_are_means_in_a_band_of_the_seeds(folder):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.drawings import check_figures, figures_of
 
 from limbeck.folders import read_json, write_json
 from limbeck.geometry.table import write_measurements
@@ -142,6 +143,12 @@ def trajectories():
                     yield row("stable_rank", name, 6 + (6 * share if arm == "sft" else 0.1 * seed), 10.0, **at)
                 walk = {"null_id": "N-WALK", "aggregation": "stacked", "step": step}
                 yield row("frobenius_norm", name, ARMS[arm][5] * step / 20, 1.0, **walk)
+
+
+def test_every_figure_can_be_drawn_for_print(folder):
+    drawn = {"over_chance", "localisation", "locking_left", "locking_right", "rank_dynamics", "controls_runs"}
+    assert {figure.sheet.name for figure in figures_of(folder, drawn)} == drawn
+    assert check_figures(folder, drawn) > 20
 
 
 @pytest.fixture(scope="module")
