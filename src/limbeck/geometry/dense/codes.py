@@ -35,15 +35,30 @@ def count_changed(one: np.ndarray, other: np.ndarray) -> int:
     >>> count_changed(np.array([5, 0, 7], np.int16), np.array([5, -32768, 8], np.int16))
     1
     """
-    total = 0
-    buffer = np.empty(min(CHUNK, len(one)), np.int16)
+    return tally(one, other, torch.bfloat16)[0]
+
+
+def tally(one: np.ndarray, other: np.ndarray, grid: torch.dtype) -> tuple[int, bool]:
+    """How many of two equally long rows of codes differ, +0 and -0 being equal, and whether all of them are finite.
+
+    What needs a second look shows in the bits of either: a zero with a sign, or an exponent of ones. So a chunk is read once to be
+    compared and once to be looked over, and only one that looks odd is taken apart.
+    """
+    total, sound, limit = 0, True, _first_infinite(grid)
+    differ, either = np.empty(min(CHUNK, len(one)), bool), np.empty(min(CHUNK, len(one)), np.int16)
     for start in range(0, len(one), CHUNK):
         a, b = one[start : start + CHUNK], other[start : start + CHUNK]
-        differ = np.bitwise_xor(a, b, out=buffer[: len(a)])
-        total += int(np.count_nonzero(differ))
-        if differ.min(initial=0) == _SIGN:  # a sign flipped with the same magnitude: is it that of zero?
-            total -= int(np.count_nonzero((differ == _SIGN) & ((a & MAGNITUDE) == 0)))
-    return total
+        total += int(np.count_nonzero(np.not_equal(a, b, out=differ[: len(a)])))
+        bits = np.bitwise_or(a, b, out=either[: len(a)])
+        if bits.min(initial=0) == _SIGN:
+            total -= int(np.count_nonzero((a != b) & ((bits & MAGNITUDE) == 0)))
+        if bits.max(initial=0) >= limit or bits.view(np.uint16).max(initial=0) >= 0x8000 + limit:
+            sound = sound and finite(a, grid) and finite(b, grid)
+    return total, sound
+
+
+def _first_infinite(grid: torch.dtype) -> int:
+    return 0x7F80 if grid == torch.bfloat16 else 0x7C00
 
 
 def changed(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -60,7 +75,7 @@ def finite(values: np.ndarray, grid: torch.dtype) -> bool:
     >>> finite(np.array([0x7F7F], np.int16), torch.bfloat16), finite(np.array([-1], np.int16), torch.bfloat16)
     (True, False)
     """
-    return int((values & MAGNITUDE).max(initial=0)) < (0x7F80 if grid == torch.bfloat16 else 0x7C00)
+    return int((values & MAGNITUDE).max(initial=0)) < _first_infinite(grid)
 
 
 def histogram(values: np.ndarray) -> Int[np.ndarray, " 32768"]:

@@ -164,9 +164,10 @@ def count_piece(piece: Piece, base: Checkpoint, tuned: Sequence[Checkpoint], pla
         grid, _, _ = storage(base.tensors[piece.tensor].dtype, checkpoint.tensors[piece.tensor].dtype)
         for rows, _ in codes.row_blocks(len(before), before[0].numel()):
             one, other = (codes.codes(tensor[rows], grid) for tensor in (before, after))
-            if not (codes.finite(one, grid) and codes.finite(other, grid)):
+            num, sound = codes.tally(one, other, grid)
+            if not sound:
                 raise not_finite(piece, [base, checkpoint], [before, after])
-            changed += codes.count_changed(one, other)
+            changed += num
         key = Key("sparsity_visible", checkpoint.name)
         shown = "fp16_visible" if grid == torch.float16 else "bf16_visible"
         cells.append(Cell(key, 1 - changed / piece.entries, weight=piece.entries, delta_kind=shown))
