@@ -273,7 +273,9 @@ def _log_ticks(axis: Any, spec: Mapping[str, Any]) -> None:
     ticks = next((ticks for ticks in found if len(ticks) >= 3), even)
     powers = spec.get("exponentformat") == "power" and ticks == found[0]
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value) if powers else compact(value)))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: _power(value) if powers else f"{value:g}" if ticks is even else compact(value))
+    )
     axis.set_minor_locator(NullLocator())
 
 
