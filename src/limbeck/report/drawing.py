@@ -272,10 +272,9 @@ def _log_ticks(axis: Any, spec: Mapping[str, Any]) -> None:
     even = [tick for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
     ticks = next((ticks for ticks in found if len(ticks) >= 3), even)
     powers = spec.get("exponentformat") == "power" and ticks == found[0]
+    told = _power if powers else "{:g}".format if ticks is even else compact
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(
-        FuncFormatter(lambda value, _: _power(value) if powers else f"{value:g}" if ticks is even else compact(value))
-    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: told(value)))
     axis.set_minor_locator(NullLocator())
 
 
