@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.limbeck-installed
 DEMO ?= demo
 
-.PHONY: setup demo test lint format docs clean
+.PHONY: setup demo test lint format docs site clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,14 @@ format: setup
 
 docs: setup
 	$(BIN)/limbeck objectives --markdown > docs/methods.md
+	$(BIN)/limbeck study schema --markdown > docs/study-keys.md
+
+site: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	mkdir -p docs/generated
+	$(BIN)/limbeck metrics --markdown > docs/generated/metrics.md
+	$(BIN)/python -m typer limbeck.cli utils docs --name limbeck --title "The command line" --output docs/generated/cli.md
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

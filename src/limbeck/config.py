@@ -154,6 +154,7 @@ class TrainConfig(Config):
     """Also send metrics.jsonl to one of accelerate's trackers (tensorboard, wandb, ...); it cannot hold up a run. Off by
     default."""
     lora: LoraConfig = LoraConfig()
+    """Of the adapter, where one is trained."""
     subspace: SubspaceConfig | None = None
     """Keep the update inside a subspace; off by default."""
     sparsify: SparsifyConfig | None = None
@@ -250,6 +251,7 @@ class RunConfig(Config):
     anchor: str = ""
     """The model that reference scores and the KL budget are taken against; the base by default."""
     train: TrainConfig = TrainConfig()
+    """Objective, optimizer and sizes."""
     live: LiveConfig | None = None
     """On-policy: the student answers problems as it goes; off by default."""
 

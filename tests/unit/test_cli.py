@@ -18,6 +18,7 @@ from limbeck.errors import LimbeckError
 VERBS = [
     "study",
     "watch",
+    "doctor",
     "sample",
     "import",
     "score",
@@ -174,7 +175,7 @@ def test_an_unknown_study_names_the_nearest(tmp_path):
 
 def test_packaged_studies_plan_without_running():
     for name in ("quickstart", "offline-losses"):
-        code, out, _ = call("study", "plan", name)
+        code, out, _ = call("study", "plan", name, "--no-probe")
         assert code == 0
         assert "train/sft-s0" in out
 

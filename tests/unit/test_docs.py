@@ -1,24 +1,158 @@
-"""What the docs show is run: the README's study and commands, the objective that the design page adds."""
+"""What the docs show is true of the code: commands parse, marked ones run, links and the site's pages exist."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 import textwrap
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import get_args
 
+import pytest
 import torch
+import typer
+import yaml
 from typer.testing import CliRunner
 
 from limbeck import cli
-from limbeck.studies.config import load_study
+from limbeck.config import Config, RunConfig
+from limbeck.studies.config import StudyConfig, load_study
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+GENERATED = {"generated/cli.md", "generated/metrics.md"}  # by `make site`
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if str(path.relative_to(ROOT / "docs" if path.name != "README.md" else ROOT)) not in GENERATED
+}
+README, DESIGN = PAGES["README.md"], PAGES["docs/design.md"]
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+SMALL = {  # what is added where a marked command is run: an option given twice counts as given last
+    "study run": "--set workers=1 --set rollouts.problems.num=8 --set train.num_steps=1 --set train.batch_size=8 "
+    "--set eval.problems.num=8 --set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",
+    "sample": "--num 6 --samples 4 --max-new-tokens 64",
+    "train": "--set train.num_steps=1 --set train.batch_size=4",
+    "train --problems": "--set train.num_steps=1 --set live.prompts_per_step=2 --set live.samples=2",
+    "measure": "--draws 20",
+    "eval": "--num 4 --max-new-tokens 32",
+}
 
 
 def block(text: str, language: str) -> str:
     return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)[1]
+
+
+def commands(text: str) -> Iterator[str]:
+    """Lines of code blocks that call limbeck, without comments and what a shell does with the output."""
+    for _, language, body in FENCE.findall(text):
+        if language in ("", "sh", "bash", "console"):
+            for line in body.replace("\\\n", " ").splitlines():
+                if line.removeprefix("$ ").startswith("limbeck "):
+                    yield re.sub(r"\s+(#|[>|] ).*", "", line.removeprefix("$ "))
+
+
+def spans(text: str) -> Iterator[str]:
+    """Code in running text that begins with limbeck, joined where a line ended in it."""
+    for span in re.findall(r"`(limbeck [^`]+)`", FENCE.sub("", text)):
+        yield re.sub(r" > .*", "", " ".join(span.replace("\\|", "|").split()))
+
+
+COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands(text)]
+SPANS = sorted({(page, span) for page, text in PAGES.items() for span in spans(text)})
+
+
+@cache
+def tree() -> typer.core.TyperGroup:
+    return typer.main.get_command(cli.app)
+
+
+def verb_of(words: list[str]) -> tuple[typer.core.TyperCommand, str, list[str]]:
+    """The command that the words name, its full name, and what is left of them."""
+    command, names = tree(), ["limbeck"]
+    while hasattr(command, "commands"):
+        assert words, f"{' '.join(names)} needs a verb"
+        assert words[0] in command.commands, f"{' '.join(names)} has no verb {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+        names.append(command.name)
+    return command, " ".join(names[1:]), words
+
+
+def parse(words: list[str]) -> None:
+    """As the command line would: options, types, counts; raises what it would say."""
+    command, name, rest = verb_of(words)
+    command.make_context(name, rest)
+
+
+def known_options(words: list[str]) -> None:
+    """That the verb has each option; values may be missing."""
+    command, name, rest = verb_of(words)
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    for word in rest:
+        assert not word.startswith("-") or word in known, f"limbeck {name} has no option {word}"
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda text: text)
+def test_every_command_parses(page, command):
+    words = shlex.split(re.sub(r"\[[^]]*\]", "", command))[1:]  # [OPTIONAL ...]
+    known_options(words) if "..." in words else parse(words)
+
+
+@pytest.mark.parametrize(("page", "span"), SPANS, ids=lambda text: text)
+def test_every_verb_and_option_in_running_text_exists(page, span):
+    words = shlex.split(re.sub(r"\[[^]]*\]", "", span))[1:]
+    if words[0].startswith("-"):
+        return
+    parse(words) if "--out" in words and "..." not in words else known_options(words)
+
+
+def test_what_does_not_parse_is_found():
+    with pytest.raises(Exception, match="No such option"):
+        parse(["eval", "--problems", "p", "--out", "o", "--bse", "abacus:base"])
+    with pytest.raises(Exception, match="Missing parameter: out"):
+        parse(["compare", "a", "b"])
+    with pytest.raises(AssertionError, match="no verb"):
+        parse(["scores", "improt", "log"])
+    with pytest.raises(AssertionError, match="no option"):
+        known_options(["study", "run", "--otu", "DIR"])
+
+
+def is_setting(key: str, model: type[Config]) -> bool:
+    """Whether `--set key=...` names a field; what is below a table of free keys is not known here."""
+    name, _, rest = key.partition(".")
+    if name not in model.model_fields:
+        return False
+    annotation = model.model_fields[name].annotation
+    inner = [
+        kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, Config)
+    ]
+    return is_setting(rest, inner[0]) if rest and inner else True
+
+
+def test_every_key_that_is_set_exists():
+    keys = {key for text in PAGES.values() for key in re.findall(r"--set ([a-z_.]+)=", text)}
+    assert len(keys) > 5
+    assert [
+        key for key in keys - {"section.key"} if not (is_setting(key, RunConfig) or is_setting(key, StudyConfig))
+    ] == []
+    assert not is_setting("train.lora.rnk", RunConfig)
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "<!-- run by a test -->" in text])
+def test_marked_commands_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    parts = re.findall(r"<!-- run by a test -->\n(```.*?```)", PAGES[page], re.DOTALL)
+    lines = [line for part in parts for line in commands(part)]
+    assert lines
+    for line in lines:
+        _, name, rest = verb_of(shlex.split(line)[1:])
+        live = " --problems" if name == "train" and "--problems" in rest else ""
+        words = shlex.split(f"{line} {SMALL.get(name + live, '')}")[1:]
+        result = CliRunner().invoke(cli.app, words)
+        assert result.exit_code == 0, (line, result.exception, result.stderr)
 
 
 def test_the_readme_study_is_a_study(tmp_path):
@@ -28,19 +162,38 @@ def test_the_readme_study_is_a_study(tmp_path):
     assert study.training(study.arm("dpo"), 0).learning_rate == 1e-5
 
 
-def test_every_verb_and_option_in_the_readme_exists():
-    commands = re.findall(r"(?:`|^)limbeck ((?:study |world )?[a-z]+)((?: [^\n|`]*)?)", README, re.MULTILINE)
-    assert len(commands) > 10
-    for verb, rest in commands:
-        result = CliRunner().invoke(cli.app, [*verb.split(), "--help"])
-        assert result.exit_code == 0, verb
-        for option in re.findall(r"--[a-z-]+", rest):
-            assert option in result.stdout, (verb, option)
+def test_the_tutorial_shows_the_study_that_it_runs():
+    example = (ROOT / "examples" / "learning_rate.toml").read_text(encoding="utf-8")
+    assert block(PAGES["docs/tutorial.md"], "toml") == example
 
 
-def test_links_in_the_readme_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", FENCE.sub("", PAGES[page])):
+        there = ((ROOT / page).parent / target).resolve()
+        made = there.is_relative_to(ROOT / "docs") and str(there.relative_to(ROOT / "docs")) in GENERATED
+        assert made or there.exists(), target
+
+
+def test_the_site_has_every_page():
+    def leaves(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [leaf for part in (entry.values() if isinstance(entry, dict) else entry) for leaf in leaves(part)]
+
+    pages = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(pages) == sorted({page.removeprefix("docs/") for page in PAGES} - {"README.md"} | GENERATED)
+
+
+def test_the_settings_page_has_every_table():
+    page = PAGES["docs/reference/settings.md"]
+    for module in (RunConfig.__module__, StudyConfig.__module__):
+        tables = [
+            kind for kind in vars(sys.modules[module]).values() if isinstance(kind, type) and issubclass(kind, Config)
+        ]
+        here = [kind.__name__ for kind in tables if kind.__module__ == module and kind is not Config]
+        assert len(here) > 5
+        assert [name for name in here if f"::: {module}.{name}\n" not in page] == []
 
 
 def test_the_objective_that_the_design_page_adds_works_as_shown():

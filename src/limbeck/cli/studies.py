@@ -7,12 +7,18 @@ from typing import Annotated
 
 import typer
 
+from limbeck.cli import complete
 from limbeck.cli.options import Out, Overwrite, Settings, app, study_app
+
+Study = Annotated[
+    str,
+    typer.Argument(help="A packaged study (`limbeck study list`) or a TOML file.", autocompletion=complete.studies),
+]
 
 
 @study_app.command("run")
 def study_run(
-    study: Annotated[str, typer.Argument(help="A packaged study (`limbeck study list`) or a TOML file.")],
+    study: Study,
     out: Out,
     settings: Settings = None,
     overwrite: Overwrite = False,
@@ -37,16 +43,94 @@ def study_list() -> None:
         typer.echo(f"{name:20} {load_study(name).question}")
 
 
+@study_app.command("new")
+def study_new(
+    student: Annotated[
+        str, typer.Option(help="A local Hugging Face folder or `abacus:base`.", autocompletion=complete.models)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The TOML file to write.")] = Path("study.toml"),
+    rollouts: Annotated[str | None, typer.Option(help="A JSONL or Parquet file, or a rollouts folder.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Who writes rollouts where there are none.", autocompletion=complete.models)
+    ] = None,
+    problems: Annotated[
+        str | None,
+        typer.Option(
+            help="What is answered for training: a data file or `abacus:train`.", autocompletion=complete.splits
+        ),
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="What every result is asked.", autocompletion=complete.splits)
+    ] = None,
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Objectives, rft and seed-null, joined by commas; by default sft, rft, dft, dpo and seed-null, as far as "
+            "the data allow.",
+            autocompletion=complete.arms,
+        ),
+    ] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """A commented study for your model and data, and beside it the schema that editors complete its keys from."""
+    from limbeck.errors import FolderError
+    from limbeck.studies.config import load_study
+    from limbeck.studies.new import Given, new_study, write_schema
+
+    if out.exists() and not overwrite:
+        raise FolderError(f"--out must be new, received {out}, which is there. Pass --overwrite, or another --out.")
+    names = tuple(dict.fromkeys(name.strip() for name in arms.split(",") if name.strip())) or None
+    text, notes = new_study(Given(student, rollouts, teacher, problems, test, names, out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_schema(out.parent)
+    out.write_text(text, encoding="utf-8")
+    load_study(str(out))
+    for note in notes:
+        typer.echo(note, err=True)
+    typer.echo(out)
+
+
+@study_app.command("schema")
+def study_schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As docs/study-keys.md.")] = False,
+) -> None:
+    """The JSON schema of a study file: every key with its meaning and domain, knobs of objectives included."""
+    import json
+
+    from limbeck.studies import keys, schema
+
+    typer.echo(keys.markdown() if markdown else json.dumps(schema.study_schema(), indent=1) + "\n", nl=False)
+
+
 @study_app.command("plan")
 def study_plan(
-    study: Annotated[str, typer.Argument(help="A packaged study or a TOML file.")], settings: Settings = None
+    study: Study,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A study folder: steps that it has finished are done, and correct the rest."),
+    ] = None,
+    probe: Annotated[
+        bool | None,
+        typer.Option(
+            "--probe/--no-probe",
+            help="Time the student here, or count operations; by default small students are timed.",
+        ),
+    ] = None,
+    steps: Annotated[bool, typer.Option("--steps/--no-steps", help="Also list every step.")] = True,
 ) -> None:
-    """The steps that a study would run, without running them."""
+    """The arms and steps of a study, and about how long they would take, without running them."""
     from limbeck.studies.config import load_study
+    from limbeck.studies.estimate import estimate
+    from limbeck.studies.overview import arms_table, steps_lines, time_table
     from limbeck.studies.plan import make_plan
 
-    for step in make_plan(load_study(study, tuple(settings or ()))):
-        typer.echo(f"{step.name:44} {step.digest[:12]}  reads {', '.join(step.inputs.values()) or '-'}")
+    config = load_study(study, tuple(settings or ()))
+    plan = make_plan(config)
+    if steps:
+        typer.echo(steps_lines(plan, out))
+    typer.echo(arms_table(config))
+    typer.echo(time_table(estimate(config, plan, out=out, probe=probe)))
 
 
 @app.command()

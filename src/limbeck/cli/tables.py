@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from limbeck.cli import complete
 from limbeck.cli.options import Out, app, world_app
 
 
 @app.command()
 def objectives(
-    name: Annotated[str | None, typer.Argument(help="One objective in full.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One objective in full.", autocompletion=complete.objectives)
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The whole table as docs/methods.md.")] = False,
 ) -> None:
     """The objectives: inputs, knobs, unit, normalizer as published, source."""
@@ -26,18 +29,23 @@ def objectives(
 
 
 @app.command()
-def metrics() -> None:
+def metrics(
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole table, nulls and reasons as a page.")] = False,
+) -> None:
     """The metrics of the geometry: unit, null, meaning."""
-    from limbeck.geometry import METRICS
+    from limbeck.geometry import METRICS, describe
     from limbeck.geometry.dense import DENSE_METRICS
     from limbeck.geometry.trajectory import TRAJECTORY_METRICS
     from limbeck.report.terminal import metric_table
 
-    typer.echo(metric_table(METRICS | DENSE_METRICS | TRAJECTORY_METRICS))
+    if markdown:
+        sys.stdout.write(describe.markdown())
+    else:
+        typer.echo(metric_table(METRICS | DENSE_METRICS | TRAJECTORY_METRICS))
 
 
 @world_app.command("build")
-def world_build(world: Annotated[str, typer.Argument(help="abacus")], out: Out) -> None:
+def world_build(world: Annotated[str, typer.Argument(help="abacus", autocompletion=complete.worlds)], out: Out) -> None:
     """Train a world's base and teacher again from nothing."""
     import torch
 
@@ -54,7 +62,7 @@ def world_build(world: Annotated[str, typer.Argument(help="abacus")], out: Out) 
 
 @world_app.command("check")
 def world_check(
-    world: Annotated[str, typer.Argument(help="abacus")] = "abacus",
+    world: Annotated[str, typer.Argument(help="abacus", autocompletion=complete.worlds)] = "abacus",
     num: Annotated[int, typer.Option(min=10, help="Test problems.")] = 1000,
 ) -> None:
     """How good a world's base and teacher are, and how mixed the teacher's groups."""

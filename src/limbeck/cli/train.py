@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from limbeck.cli import complete
 from limbeck.cli.options import Out, Overwrite, Settings, app
 
 
@@ -15,13 +16,21 @@ from limbeck.cli.options import Out, Overwrite, Settings, app
 def train(
     out: Out,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON; a run's own config.json reproduces it.")] = None,
-    base: Annotated[str | None, typer.Option(help="The student.")] = None,
+    base: Annotated[str | None, typer.Option(help="The student.", autocompletion=complete.models)] = None,
     rollouts: Annotated[str | None, typer.Option(help="A rollouts folder.")] = None,
     problems: Annotated[
-        str | None, typer.Option(help="Live: what the student answers as it goes, a file or `abacus:train`.")
+        str | None,
+        typer.Option(
+            help="Live: what the student answers as it goes, a file or `abacus:train`.", autocompletion=complete.splits
+        ),
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Live: a local Hugging Face folder or `abacus:teacher`.")] = None,
-    objective: Annotated[str | None, typer.Option(help="A name from `limbeck objectives`.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Live: a local Hugging Face folder or `abacus:teacher`.", autocompletion=complete.models),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="A name from `limbeck objectives`.", autocompletion=complete.objectives)
+    ] = None,
     settings: Settings = None,
     overwrite: Overwrite = False,
 ) -> None:

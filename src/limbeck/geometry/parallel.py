@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import torch
 
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def side_by_side(one: Callable[[Item], Found], items: Sequence[Item], *, workers: int | None = None) -> list[Found]:

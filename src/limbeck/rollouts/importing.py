@@ -62,7 +62,7 @@ def import_rollouts(
         DataError: what cannot be read, with file and line or row; no row within ``max_length``.
     """
     path = Path(path)
-    records, layout = _read(path)
+    records, layout = read_records(path)
     rewards, how = _rewards(records, workers)
     rollouts, too_long = _tokenize(records, rewards, tokenizer, max_length)
     if not rollouts:
@@ -88,7 +88,12 @@ def import_rollouts(
     return RolloutSet(rollouts=tuple(rollouts), provenance=provenance)
 
 
-def _read(path: Path) -> tuple[list[Record], str]:
+def read_records(path: Path) -> tuple[list[Record], str]:
+    """The responses of a file as they stand there, and the name of its layout; nothing is graded or tokenized.
+
+    Raises:
+        DataError: what cannot be read, with file and line or row; no row at all.
+    """
     records: list[Record] = []
     layout = ""
     for row in read_rows(path):
@@ -100,6 +105,11 @@ def _read(path: Path) -> tuple[list[Record], str]:
     if not records:
         raise DataError(f"{path} must hold at least one rollout, received none. Check that the download finished.")
     return records, layout
+
+
+def token_counts(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """How many tokens the prompt and the response of each record have, the one that closes it included."""
+    return [(len(_prompt_ids(tokenizer, record)), len(_response_ids(tokenizer, record))) for record in records]
 
 
 def _layout(row: Row) -> str:

@@ -53,9 +53,11 @@ class RolloutsConfig(Config):
     sampling_temperature: float = Field(default=1.0, gt=0)
     """Of who writes them."""
     max_new_tokens: int = Field(default=256, ge=1)
+    """Longest rollout in tokens."""
     batch_size: int = Field(default=256, ge=1)
     """Rows decoded at a time."""
     seed: int = 0
+    """Of the sampling."""
 
 
 class ArmSignal(SignalConfig):
@@ -73,6 +75,7 @@ class ArmConfig(Config):
     """One method with its settings; runs once per seed."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
+    """A name of its own; `base` and `teacher` are taken."""
     label: str = ""
     """For figures; the name by default."""
     role: Literal["method", "control", "null"] = "method"
@@ -113,8 +116,11 @@ class EvalConfig(Config):
     """What every checkpoint answers."""
 
     problems: ProblemsConfig = ProblemsConfig()
+    """What is asked, held out from training."""
     max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer in tokens."""
     batch_size: int = Field(default=256, ge=1)
+    """Rows decoded at a time."""
     samples: int = Field(default=1, ge=1)
     """Answers a problem; more than one for pass@k, with a sampling temperature above 0."""
     sampling_temperature: float = Field(default=0.0, ge=0)
@@ -129,6 +135,7 @@ class PathsConfig(Config):
     pairs: tuple[tuple[str, str], ...] = ()
     """Arm names; `base` stands for the untouched base. First seed of each; `arm@seed` names another."""
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Points of each path: 0 is its first end, 1 its second."""
     problems: int = Field(default=200, ge=1)
     """Items for the losses, from the evaluation set."""
     accuracy: bool = True
@@ -160,9 +167,11 @@ class KLConfig(Config):
     samples: int = Field(default=2, ge=1)
     """Answers a problem."""
     max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer in tokens."""
     batch_size: int = Field(default=256, ge=1)
     """Rows decoded at a time."""
     seed: int = 0
+    """Of the sampling."""
     drift_rollouts: int = Field(default=256, ge=1)
     """Of an arm's own rollouts, how many its drift is measured on."""
     pairs: tuple[tuple[str, str], ...] = ()
@@ -173,6 +182,7 @@ class StudyConfig(Config):
     """A comparison: arms x seeds over one rollout set."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Of the study; for the report."""
     question: str
     """What the study is to answer; the report opens with it."""
     student: str
@@ -180,6 +190,7 @@ class StudyConfig(Config):
     teacher: str | None = None
     """Samples the rollouts unless `rollouts.path` is given; evaluated beside the arms."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Of every arm that names none of its own: the order of its data."""
     init_seed: int = 0
     """Initial adapter factors that all arms share."""
     workers: int = Field(default=0, ge=0)
@@ -187,15 +198,21 @@ class StudyConfig(Config):
     reference_arm: str = ""
     """The arm that others are compared with in sentences; the first by default."""
     rollouts: RolloutsConfig = RolloutsConfig()
+    """What the arms learn from, unless they say otherwise."""
     train: TrainConfig = TrainConfig()
+    """What all arms share of training; an arm's own `train` goes over it."""
     live: dict[str, Any] = Field(default_factory=dict)
     """What live arms share, as in a run's [live]; the teacher is the study's."""
     tuning: ProblemsConfig = ProblemsConfig(split="validation", num=500)
     """What an arm's knob is chosen on; never the evaluation's problems."""
     arms: tuple[ArmConfig, ...] = Field(min_length=1)
+    """What is compared; a run for each arm and seed."""
     eval: EvalConfig = EvalConfig()
+    """What every result is asked."""
     geometry: GeometryConfig = GeometryConfig()
+    """What is measured of the updates."""
     paths: PathsConfig = PathsConfig()
+    """Straight lines between results; none by default."""
     kl: KLConfig | None = None
     """Measure the KL of every result and of every kept step; off by default."""
 

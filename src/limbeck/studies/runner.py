@@ -23,6 +23,7 @@ from limbeck.studies.steps import KINDS
 Show = Callable[[str, float, float], None]  # title, done, total
 OVERALL = "study"
 TIMES = "seconds.json"
+SMALL = 100 << 20  # bytes of weights; smaller students run side by side on a CPU
 _reports: Any = None  # the queue by which a worker tells its progress
 
 
@@ -154,4 +155,4 @@ def read_seconds(root: Path) -> dict[str, float]:
 
 def default_workers(model_bytes: int) -> int:
     """Small students gain from steps side by side with one thread each; large ones need the machine for themselves."""
-    return max(1, min(os.cpu_count() or 1, 8)) if model_bytes < 100 << 20 and not torch.cuda.is_available() else 1
+    return max(1, min(os.cpu_count() or 1, 8)) if model_bytes < SMALL and not torch.cuda.is_available() else 1

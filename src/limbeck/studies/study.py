@@ -11,10 +11,10 @@ from pathlib import Path
 from limbeck.folders import claim, is_complete, refuse_existing, seal, write_json
 from limbeck.progress import bars
 from limbeck.studies.config import StudyConfig
+from limbeck.studies.facts import shape_of
 from limbeck.studies.plan import make_plan
 from limbeck.studies.results import collect
 from limbeck.studies.runner import default_workers, run_plan
-from limbeck.train.models import model_folder
 
 
 def run_study(config: StudyConfig, out: Path, *, overwrite: bool = False) -> Path:
@@ -33,8 +33,7 @@ def run_study(config: StudyConfig, out: Path, *, overwrite: bool = False) -> Pat
         (out / "manifest.json").unlink()  # finished steps stay: only what changed is run again
     claim(out)
     write_json(out / "config.json", config.model_dump(mode="json"))
-    weights = sum(file.stat().st_size for file in model_folder(config.student).glob("*.safetensors"))
-    workers = config.workers or default_workers(weights)
+    workers = config.workers or default_workers(shape_of(config.student).stored)
     with bars() as show:
         folders = run_plan(steps, out / "steps", workers=workers, show=show)
     seconds = round(time.monotonic() - begin, 1)
