@@ -269,10 +269,12 @@ def _fixed_ticks(axes: Axes, name: str, spec: Mapping[str, Any]) -> None:
 def _log_ticks(axis: Any, spec: Mapping[str, Any]) -> None:
     low, high = sorted(axis.get_view_interval())
     found = [_between(low, high, steps) for steps in LOG_STEPS]
-    ticks = next((ticks for ticks in found if len(ticks) >= 3), found[-1])
+    even = [tick for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
+    ticks = next((ticks for ticks in found if len(ticks) >= 3), even)
     powers = spec.get("exponentformat") == "power" and ticks == found[0]
+    told = _power if powers else "{:g}".format if ticks is even else compact
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value) if powers else compact(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: told(value)))
     axis.set_minor_locator(NullLocator())
 
 
