@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.limbeck-installed
 DEMO ?= demo
 
-.PHONY: setup demo test lint format docs site clean
+.PHONY: setup demo test browser lint format docs site clean
 
 setup: $(STAMP)
 
@@ -18,8 +18,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/limbeck study run quickstart --out $(DEMO) --overwrite
 
-test: setup lint
+test: setup browser lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Pages are tested in Chromium. Where there is none, root on Debian installs it; elsewhere those tests are skipped, with a sentence.
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get update -qq && apt-get install -y -qq chromium > /dev/null; } || \
+		echo "no Chromium: tests of pages in a browser are skipped"
 
 lint: setup
 	$(BIN)/ruff check .
