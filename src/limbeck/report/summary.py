@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from limbeck.report.words import bounds, count, fixed, listed, p_value, percent, points, span
+from limbeck.report.words import bounds, count, fixed, in_a_row, listed, p_value, percent, points, span
 
 
 class Verdict(NamedTuple):
@@ -50,7 +50,7 @@ def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) ->
     down = sorted((v for v in called if v.difference <= 0), key=lambda v: v.difference)
     what = f"points, {100 * (1 - alpha):g} % interval, Holm p"
     out = [
-        Sentence("answer", f"{word} than {other} ({what}): {', '.join(map(_with_interval, group))}.")
+        Sentence("answer", f"{word} than {other} ({what}): {in_a_row([_with_interval(v) for v in group])}.")
         for word, group in (("Better", up), ("Worse", down))
         if group
     ]
@@ -65,7 +65,7 @@ def _with_interval(v: Verdict) -> str:
 
 
 def _undecided(other: str, verdicts: Sequence[Verdict], n: int) -> Sentence:
-    who = ", ".join(_briefly(v) for v in verdicts)
+    who = in_a_row([_briefly(v) for v in verdicts])
     power = _power([v.smallest_callable for v in verdicts], [v.smallest_callable_holm for v in verdicts])
     return Sentence("limit", f"Not decided against {other} on {count(n, 'problem')} (points, Holm p): {who}. {power}")
 
@@ -169,7 +169,7 @@ def cosines(reference: str, arms: Sequence[Closeness], seed_null: Sequence[float
     known = sorted((a for a in arms if math.isfinite(a.cosine)), key=lambda a: -a.cosine)
     if not known:
         return []
-    each = ", ".join(f"{a.label} {fixed(a.cosine)}" for a in known)
+    each = in_a_row([f"{a.label} {fixed(a.cosine)}" for a in known])
     out = [Sentence("geometry", f"Cosine of the whole update with that of {reference}: {each}.")]
     out.append(_beside_seeds(reference, known, seed_null))
     bands = [a for a in known if math.isfinite(a.half_band)]

@@ -115,10 +115,20 @@ def p_value(p: float) -> str:
 def listed(words: Sequence[str]) -> str:
     """Words with commas and a last "and".
 
-    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
-    ('a', 'a and b', 'a, b and c')
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"]), listed(["a, fast", "b", "c"])
+    ('a', 'a and b', 'a, b and c', 'a, fast; b and c')
     """
-    return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return " and ".join(words) if len(words) < 3 else f"{in_a_row(words[:-1])} and {words[-1]}"
+
+
+def in_a_row(words: Sequence[str]) -> str:
+    """Words with commas between them; with semicolons where one has a comma of its own outside of brackets.
+
+    >>> in_a_row(["a (1, 2)", "b"]), in_a_row(["a, fast (1)", "b"])
+    ('a (1, 2), b', 'a, fast (1); b')
+    """
+    bare = (re.sub(r"\([^)]*\)", "", word) for word in words)
+    return ("; " if any("," in word for word in bare) else ", ").join(words)
 
 
 def slug(text: str) -> str:
