@@ -125,6 +125,17 @@ def tensor_rows(clock: str) -> Iterator[Answer]:
         ours, compare = seen[f"ours_{clock}"], seen[f"memcmp_{clock}"]
         what = f"changed codes of {shape[0]} x {shape[1]}, read from mapped files: {clock}, {workers} at a time"
         yield what, ours, compare, "memcmp of equal files of that size, as many at a time", ours / compare, 0.7, "GB/s"
+        compare = seen[f"numpy_{clock}"]
+        what = f"the same beside NumPy's array_equal: {clock}, {workers} at a time"
+        yield (
+            what,
+            ours,
+            compare,
+            "array_equal of equal files of that size, as many at a time",
+            ours / compare,
+            0.7,
+            "GB/s",
+        )
         if workers == 1:
             alone = job("suite", root, arms=["one"])
             yield (

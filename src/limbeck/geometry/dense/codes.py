@@ -45,9 +45,10 @@ def tally(one: np.ndarray, other: np.ndarray, grid: torch.dtype) -> tuple[int, b
     be compared and once to be looked over, and only one that looks odd is taken apart.
     """
     total, sound, limit = 0, True, _first_infinite(grid)
-    differ, either = np.empty(min(CHUNK, len(one)), bool), np.empty(min(CHUNK, len(one)), np.int16)
-    for start in range(0, len(one), CHUNK):
-        a, b = one[start : start + CHUNK], other[start : start + CHUNK]
+    chunk = 2 * CHUNK
+    differ, either = np.empty(min(chunk, len(one)), bool), np.empty(min(chunk, len(one)), np.int16)
+    for start in range(0, len(one), chunk):
+        a, b = one[start : start + chunk], other[start : start + chunk]
         total += int(np.count_nonzero(np.not_equal(a, b, out=differ[: len(a)])))
         bits = np.bitwise_or(a, b, out=either[: len(a)])
         if bits.min(initial=0) == _SIGN:
@@ -204,9 +205,9 @@ def low_share(counts: Int[np.ndarray, " codes"], alpha: float) -> Float[np.ndarr
     return np.clip((alpha * counts.sum() - before) / np.maximum(counts, 1), 0, 1)
 
 
-def row_blocks(rows: int, length: int) -> list[tuple[slice, slice]]:
+def row_blocks(rows: int, length: int, chunk: int = CHUNK) -> list[tuple[slice, slice]]:
     """Rows at a time, and the flat entries they are; starts fall on whole bytes of a packed mask."""
-    step = max(8, CHUNK // max(length, 1) // 8 * 8)
+    step = max(8, chunk // max(length, 1) // 8 * 8)
     return [(slice(s, e := min(s + step, rows)), slice(s * length, e * length)) for s in range(0, rows, step)]
 
 

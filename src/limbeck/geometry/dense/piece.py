@@ -40,6 +40,7 @@ from limbeck.types import Null
 
 PRINCIPAL_RANK = 64  # of the reconstruction whose largest entries are the principal mask; never over an eighth
 NULL_ENTRIES = 1 << 26  # an isotropic update is drawn whole, for matrices up to this size
+BLOCK = 1 << 22  # entries whose codes are formed at a time where nothing else is asked
 
 
 class Plan(NamedTuple):
@@ -162,7 +163,7 @@ def count_piece(piece: Piece, base: Checkpoint, tuned: Sequence[Checkpoint], pla
     for checkpoint in tuned:
         after, changed = _read(piece, checkpoint), 0
         grid, _, _ = storage(base.tensors[piece.tensor].dtype, checkpoint.tensors[piece.tensor].dtype)
-        for rows, _ in codes.row_blocks(len(before), before[0].numel()):
+        for rows, _ in codes.row_blocks(len(before), before[0].numel(), BLOCK):
             one, other = (codes.codes(tensor[rows], grid) for tensor in (before, after))
             num, sound = codes.tally(one, other, grid)
             if not sound:
