@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,7 +74,6 @@ def measure(
     overwrite: Overwrite = False,
 ) -> None:
     """Adapters or checkpoints to measurements.parquet: norms, ranks, cosines, angles, sparsity, each beside its null."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices side by side, one thread each
     from limbeck.errors import ConfigError
     from limbeck.geometry.dense.checkpoints import is_adapter, is_checkpoint, open_checkpoint
     from limbeck.worlds import resolve

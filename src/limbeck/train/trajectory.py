@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from limbeck.config import TrainConfig
 from limbeck.geometry.dense.layout import Piece, split
+from limbeck.geometry.parallel import one_blas_thread
 from limbeck.geometry.trajectory import store
 from limbeck.geometry.trajectory.snapshot import Kept, of_factors, of_weights
 from limbeck.train.engine import Engine
@@ -74,7 +75,8 @@ class Recorder:
 
     def _take(self, step: int) -> None:
         clock = time.monotonic()
-        kept = dict(self._of_adapters(step) if self._config.method == "lora" else self._of_weights(step))
+        with one_blas_thread():
+            kept = dict(self._of_adapters(step) if self._config.method == "lora" else self._of_weights(step))
         if self._main:
             store.write(self._folder, step, kept)
         self._last = step
