@@ -98,6 +98,7 @@ def test_nothing_is_fetched_and_the_policy_forbids_it(page: Path, skeleton: Skel
 
 def test_it_is_small_enough_to_send(page: Path):
     assert page.stat().st_size < 8e6
+    assert len(read_csv(page, "cosine_modules")) == 12 * 144
 
 
 def test_every_link_has_its_file_and_every_file_a_link(page: Path, skeleton: Skeleton):
@@ -308,6 +309,10 @@ def test_fifty_arms_stay_small_and_say_what_was_left_out(results: Path, tmp_path
     one = {"metric": "cosine", "unit": "none", "value": 0.5}
     rows = [Measurement(aggregation="stacked", arm=a, other=b, **one) for a, b in pairs]
     rows += [Measurement(aggregation="layer", layer=n, arm=a, other=b, **one) for a, b in pairs for n in range(2)]
+    rows += [
+        Measurement(aggregation="module", layer=n, kind=kind, module=f"model.layers.{n}.{kind}", arm=names[0], other=b, **one)
+        for b in names[1:13] for n in range(36) for kind in ("q_proj", "k_proj", "v_proj", "o_proj")
+    ]  # fmt: skip
     write_measurements(folder / "measurements.parquet", rows)
     said = "so " * 400
     answers = {name: {"text": said, "extracted": "1", "correct": True, "finish": "stop"} for name in names}
