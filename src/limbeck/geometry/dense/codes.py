@@ -41,8 +41,8 @@ def count_changed(one: np.ndarray, other: np.ndarray) -> int:
 def tally(one: np.ndarray, other: np.ndarray, grid: torch.dtype) -> tuple[int, bool]:
     """How many of two equally long rows of codes differ, +0 and -0 being equal, and whether all of them are finite.
 
-    What needs a second look shows in the bits of either: a zero with a sign, or an exponent of ones. So a chunk is read once to be
-    compared and once to be looked over, and only one that looks odd is taken apart.
+    What needs a second look shows in the bits of either: a zero with a sign, or an exponent of ones. So a chunk is read once to
+    be compared and once to be looked over, and only one that looks odd is taken apart.
     """
     total, sound, limit = 0, True, _first_infinite(grid)
     differ, either = np.empty(min(CHUNK, len(one)), bool), np.empty(min(CHUNK, len(one)), np.int16)
