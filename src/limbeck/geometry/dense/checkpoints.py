@@ -263,7 +263,7 @@ def _no_weights(root: Path) -> ModelError:
     if all((root / name).exists() for name in RESUMED):
         return ModelError(
             f"a checkpoint must be a model that can be loaded, received {root}, from which a run of limbeck goes on. "
-            "Train with --set train.trajectory=20 and measure the run with --trajectory, or give whole runs: they end with a model."
+            "Train with --set train.trajectory=20 and measure the run with --trajectory, or give whole runs."
         )
     pickled = _pickles(root)
     if pickled:
