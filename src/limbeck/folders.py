@@ -158,6 +158,9 @@ def read_manifest(path: Path | str, kind: str = "") -> dict[str, Any]:
         FolderError: no folder, an unfinished one, or one of another kind.
     """
     path = Path(path)
+    if path.is_file():
+        way = f"`limbeck import {path} --model MODEL --out DIR` makes one" if kind == "rollouts" else "Give its folder"
+        raise FolderError(f"an input must be a folder that a verb wrote, received the file {path}. {way}.")
     if not path.is_dir():
         raise FolderError(f"an input must be an existing folder, received {path}. Check the path.")
     if not is_complete(path):

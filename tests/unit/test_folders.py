@@ -200,6 +200,9 @@ def test_manifest_of_another_kind_or_missing_folder(tmp_path):
         folders.read_manifest(tmp_path / "run", "scores")
     with pytest.raises(FolderError, match="existing folder"):
         folders.read_manifest(tmp_path / "absent")
+    (tmp_path / "rollouts.jsonl").write_text("{}")
+    with pytest.raises(FolderError, match=r"received the file .*`limbeck import .*rollouts.jsonl --model MODEL"):
+        folders.read_manifest(tmp_path / "rollouts.jsonl", "rollouts")
 
 
 def test_no_environment_in_the_manifest(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from limbeck.report import dense, onpolicy, summary
@@ -27,7 +28,14 @@ def _accuracy(view: View) -> list[Sentence]:
     if view.reference is not None:
         verdicts = _verdicts(view, view.reference.id)
         out += summary.against(view.reference.label, verdicts, alpha=view.alpha, n=n)
-    return out
+    return out + _cut(view)
+
+
+def _cut(view: View) -> list[Sentence]:
+    """From the answers that the page shows, the only ones whose ends are in the results."""
+    shown = view.results.samples
+    ended = [name for problem in shown for name, said in problem["responses"].items() if said.get("finish") == "length"]
+    return summary.cut_short({view.label(name): num for name, num in Counter(ended).items()}, len(shown))
 
 
 def _verdicts(view: View, other: str) -> list[Verdict]:

@@ -9,7 +9,7 @@ from limbeck.report.load import load
 from limbeck.report.page import compose
 from limbeck.report.parts import Cell, Table
 from limbeck.report.view import View
-from limbeck.report.words import number, p_value, short
+from limbeck.report.words import bounds, number, p_value, points, short
 
 
 def markdown(results: Path) -> str:
@@ -57,14 +57,12 @@ def _pairs(view: View) -> str:
 
 def _pair(view: View, pair: dict) -> list[str]:
     counts = [short(number(pair[name])) for name in ("both_right", "a_only", "b_only", "both_wrong")]
-    low, high = (f"{100 * number(pair[name]):+.1f}" for name in ("low", "high"))
-    difference = f"{100 * number(pair['difference']):+.1f}"
     labels = [_escape(view.label(pair[name])) for name in ("a", "b")]
     return [
         *labels,
         *counts,
-        difference,
-        f"{low} to {high}",
+        points(number(pair["difference"])).removesuffix(" points"),
+        bounds(number(pair["low"]), number(pair["high"]), scale=100.0),
         p_value(number(pair["p_holm"])).removeprefix("p ").removeprefix("= "),
     ]
 

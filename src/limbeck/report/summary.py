@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from limbeck.report.words import bounds, count, fixed, in_a_row, listed, p_value, percent, points, span
 
+SHARE_CUT = 0.1  # of the answers shown; fewer are not worth a sentence on the first screen
+
 
 class Verdict(NamedTuple):
     """One arm against one other: a paired difference with its interval, corrected p and smallest callable gaps.
@@ -128,6 +130,24 @@ def ends(base: float, teacher: float) -> list[Sentence]:
         return [Sentence("limit", "The base was not scored, so no arm can be said to have gained or lost by training.")]
     teacher_part = f", the teacher {percent(teacher)}" if math.isfinite(teacher) else ""
     return [Sentence("answer", f"Base answers {percent(base)} right{teacher_part}.")]
+
+
+def cut_short(cut: Mapping[str, int], num_shown: int) -> list[Sentence]:
+    """Who was cut by the length limit in a tenth of the answers that the page shows, or more.
+
+    >>> cut_short({"base": 13, "SFT": 1}, 20)[0].text.partition(". ")[0]
+    'Cut by the length limit, of 20 answers each on this page: base 13'
+    >>> cut_short({"base": 1}, 20)
+    []
+    """
+    many = ", ".join(f"{label} {num}" for label, num in cut.items() if num >= SHARE_CUT * num_shown)
+    if not many:
+        return []
+    text = (
+        f"Cut by the length limit, of {count(num_shown, 'answer')} each on this page: {many}. What is cut has rarely come to "
+        "its answer; a larger eval.max_new_tokens may change the accuracies."
+    )
+    return [Sentence("limit", text)]
 
 
 def training_variance(seeds: Mapping[str, int]) -> list[Sentence]:

@@ -120,17 +120,19 @@ def _callable(result: dict[str, Any]) -> str:
 
     >>> pairs = [{"smallest_callable": 0.02, "smallest_callable_holm": None}, {"smallest_callable": 0.03}]
     >>> _callable({"pairs": pairs[:1], "n": 500, "alpha": 0.05})
-    'Smallest difference that 500 problems could have called: 2.0 points alone, none among all 1 pairs (Holm).'
+    'Smallest difference that 500 problems could have called: 2.0 points.'
+    >>> _callable({"pairs": pairs, "n": 500, "alpha": 0.05})
+    'Smallest difference that 500 problems could have called: 2.0 to 3.0 points alone, none among all 2 pairs (Holm).'
     """
     if not result["pairs"]:
         return ""
     alone, holm = (
         [pair.get(key) for pair in result["pairs"]] for key in ("smallest_callable", "smallest_callable_holm")
     )
-    return (
-        f"Smallest difference that {result['n']} problems could have called: {_reach(alone)} alone, {_reach(holm)} among "
-        f"all {len(result['pairs'])} pairs (Holm)."
-    )
+    said = f"Smallest difference that {result['n']} problems could have called: {_reach(alone)}"
+    if len(result["pairs"]) == 1:  # nothing to correct for
+        return f"{said}."
+    return f"{said} alone, {_reach(holm)} among all {len(result['pairs'])} pairs (Holm)."
 
 
 def _reach(gaps: Sequence[float | None]) -> str:

@@ -21,7 +21,7 @@ TREND = 40  # steps that a trend shows
 SHOWN = {  # name in metrics.jsonl to words and format
     "reward": ("reward", "{:.3f}"),
     "signal_share": ("groups with signal", "{:.0%}"),
-    "response_tokens": ("response, tokens", "{:.1f}"),
+    "response_tokens": ("response tokens", "{:.1f}"),
     "truncated_share": ("truncated", "{:.1%}"),
     "entropy": ("entropy, nats", "{:.4f}"),
     "kl_student_teacher_k3": ("KL student to teacher (k3)", "{:.4f}"),

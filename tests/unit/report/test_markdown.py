@@ -31,6 +31,17 @@ def test_the_same_folder_gives_the_same_page(results):
     assert markdown(results) == markdown(results)
 
 
+def test_answers_that_were_cut_are_on_the_first_screen(results, write_results, tmp_path):
+    assert "Cut by the length limit" not in markdown(results)
+    folder = write_results(tmp_path / "cut")
+    samples = read_json(folder / "samples.json")
+    for sample in samples[: len(samples) // 2]:
+        sample["responses"]["base"]["finish"] = "length"
+    write_json(folder / "samples.json", samples)
+    said = f"of {len(samples)} answers each on this page: base {len(samples) // 2}. "
+    assert said in markdown(folder)
+
+
 def test_a_study_that_could_call_nothing_reproduces_nothing(write_results, tmp_path):
     folder = write_results(tmp_path / "blunt")
     comparison = read_json(folder / "comparison.json")

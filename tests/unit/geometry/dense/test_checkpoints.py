@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.unit.geometry.dense.factories import CONFIG, SHAPES, moved, save, weights
 
 from limbeck.errors import ModelError
-from limbeck.geometry.dense.checkpoints import INDEX, SINGLE, is_checkpoint, open_checkpoint
+from limbeck.geometry.dense.checkpoints import INDEX, RESUMED, SINGLE, is_checkpoint, open_checkpoint
 from limbeck.geometry.dense.layout import match, split
 from limbeck.geometry.dense.suite import measure
 
@@ -185,6 +185,12 @@ def test_pickles_are_never_opened(tmp_path):
     assert is_checkpoint(folder)
     refused(folder, "pytorch_model.bin, which is a pickle and is never opened", "save_pretrained", "python -c")
     assert not (tmp_path / "touched").exists()
+
+
+def test_what_a_run_goes_on_from_is_refused_with_the_way_to_its_course(tmp_path):
+    for name in RESUMED:
+        (tmp_path / name).touch()
+    refused(tmp_path, "from which a run of limbeck goes on", "--set train.trajectory=20", "--trajectory")
 
 
 def test_other_folders_are_refused(tmp_path):
