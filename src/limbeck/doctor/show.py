@@ -27,7 +27,16 @@ def shown(findings: Sequence[Finding]) -> str:
                     finding.level, *(escape(printable(t)) for t in (finding.name, finding.says, finding.remedy))
                 )
             console.print(table)
-    levels = [finding.level for finding in findings]
-    problems, notes = levels.count("problem"), levels.count("note")
-    console.print(f"problems: {problems}; notes: {notes}; as it should be: {levels.count('ok')} of {len(levels)}")
+    console.print(_summed(findings))
     return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
+
+
+def _summed(findings: Sequence[Finding]) -> str:
+    """How many problems and notes; notes on objectives speak of what else these rollouts could be used for, and count apart."""
+    levels = [finding.level for finding in findings]
+    others = sum(finding.level == "note" and finding.about == "objectives" for finding in findings)
+    apart = f" and {others} on objectives" if others else ""
+    return (
+        f"problems: {levels.count('problem')}; notes: {levels.count('note') - others}{apart}; as it should be: "
+        f"{levels.count('ok')} of {len(levels)}"
+    )

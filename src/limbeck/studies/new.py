@@ -30,7 +30,7 @@ WIDTH = 116
 SMALL = 10_000_000  # parameters; smaller students learn at a higher rate
 PASSES = 2  # over the rollouts
 NEW_TOKENS = 512  # where no rollouts say how long answers are
-ROOM = 32  # tokens beyond the longest response that was seen
+ROOM, WORDY = 32, 2  # answers may have so many times the tokens of the longest response that was seen, in whole steps
 
 
 class Given(NamedTuple):
@@ -265,7 +265,8 @@ def _new_tokens(given: Given, facts: RolloutFacts | None, asked: Asked) -> tuple
     context = model_context(given.student)
     if facts:
         longest, prompt = facts.longest_response, facts.longest_prompt
-        wanted, why = -(-(longest + ROOM) // ROOM) * ROOM, f"The longest response that was seen has {longest} tokens."
+        wanted = -(-WORDY * longest // ROOM) * ROOM
+        why = f"The longest response that was seen has {longest} tokens; twice that, as a student may use more words."
     else:
         prompt, wanted = _longest_prompt(given.student, asked.prompts), NEW_TOKENS
         why = "A first choice: longer for long reasoning."
