@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from limbeck.report import dense, onpolicy, summary
-from limbeck.report.claims import claims
+from limbeck.report.claims import asked, claims
 from limbeck.report.summary import Closeness, Excess, Sentence, Verdict
 from limbeck.report.tables import LOSSES
 from limbeck.report.view import View
@@ -91,5 +91,5 @@ def _published(view: View) -> list[Sentence]:
     elif onpolicy.named(view):
         found, sources = onpolicy.claims(view), listed(list(onpolicy.printed()["sources"].values()))
     else:
-        found, sources = claims(view), "arXiv 2606.23740"
+        found, sources = claims(view) if asked(view) else [], "arXiv 2606.23740"
     return summary.published([(claim.claim, claim.verdict) for claim in found], sources)

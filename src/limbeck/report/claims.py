@@ -20,6 +20,7 @@ from limbeck.report.words import bounds, fixed, listed, number, p_value, percent
 CLUSTER = ("sft", "rft", "rift")
 ALL = ("sft", "rft", "rift", "offline_grpo", "dft", "dpo")
 PUBLISHED_GAP = 0.053  # the least that parts DPO (93.5) from the other losses (87.3 to 88.2) on GSM8K
+COMPARED = 4  # of the six losses, that a study is held against the claims about them
 
 
 class Claim(NamedTuple):
@@ -53,6 +54,11 @@ def named(view: View) -> dict[str, Run]:
     """Lead runs by published name; controls and nulls have other names and are not among them."""
     keyed = {key_of(run.arm, str(run.facts["objective"] or "")): run for run in view.leads}
     return {key: run for key, run in keyed.items() if key in published()["accuracy"]["rows"]}
+
+
+def asked(view: View) -> bool:
+    """Whether a study asks what the paper asked: two arms that happen to be called sft and dpo do not make its comparison."""
+    return len(named(view)) >= COMPARED
 
 
 def claims(view: View) -> list[Claim]:

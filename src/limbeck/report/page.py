@@ -39,7 +39,7 @@ from limbeck.report import (
     tables,
     weights,
 )
-from limbeck.report.claims import claims
+from limbeck.report.claims import asked, claims
 from limbeck.report.load import load
 from limbeck.report.parts import Figure, Section, Widget, sheets_of
 from limbeck.report.view import View
@@ -200,6 +200,8 @@ def _published(view: View) -> Section:
         parts = [frontier.statements(view), frontier.accuracy(view)]
     elif onpolicy.named(view):
         parts = [beside.pattern(onpolicy.claims(view)), onpolicy.accuracy(view), onpolicy.setup(view)]
+    elif not asked(view):
+        return _section("published", "Published numbers", [], "No published comparison has the arms of this study.")
     else:
         parts = [beside.pattern(claims(view)), beside.accuracy(view), beside.quantities(view), beside.setup(view)]
     lead = (

@@ -323,6 +323,7 @@ def test_fifty_arms_stay_small_and_say_what_was_left_out(results: Path, tmp_path
     text = text_of(Skeleton(page.read_text(encoding="utf-8")))
     assert f"{len(pairs) - MAX_ROWS} more rows are in the CSV alone." in text
     assert "Only in samples.json:" in text
+    assert "No published comparison has the arms of this study." in text
     assert len(read_csv(page, "cosines")) == len(pairs)
 
 
