@@ -140,7 +140,7 @@ def cut_short(cut: Mapping[str, int], num_shown: int) -> list[Sentence]:
     >>> cut_short({"base": 1}, 20)
     []
     """
-    many = ", ".join(f"{label} {num}" for label, num in cut.items() if num >= SHARE_CUT * num_shown)
+    many = in_a_row([f"{label} {num}" for label, num in cut.items() if num >= SHARE_CUT * num_shown])
     if not many:
         return []
     text = (

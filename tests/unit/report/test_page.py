@@ -287,6 +287,15 @@ def test_every_matrix_has_its_cosine_with_the_reference_and_every_pair_its_angle
     for row in rows:
         assert float(row["cosine"]) == pytest.approx(found[frozenset((row["a"], row["b"])), row["module"]], abs=1e-12)
     angles = read_csv(page, "angle_spectra")
+    medians = {
+        (frozenset((row.arm, row.other)), row.side, row.metric): (row.value, row.null.mean)
+        for row in read_measurements(results / "measurements.parquet")
+        if row.aggregation == "module-median" and row.k == 10 and not row.kind
+    }
+    for row in angles:
+        value, chance = medians[frozenset((row["a"], row["b"])), row["side"], f"principal_angle_{row['angle']}"]
+        assert float(row["degrees"]) == pytest.approx(value, abs=1e-12)
+        assert float(row["null_mean"]) == pytest.approx(chance, abs=1e-12)
     for a, b, c in zip(*[iter(angles)] * 3, strict=True):
         assert [row["angle"] for row in (a, b, c)] == ["smallest", "median", "largest"]
         assert float(a["degrees"]) <= float(b["degrees"]) <= float(c["degrees"]) <= 90

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -77,6 +78,7 @@ def record(
     pieces, folder = match(base, tuned), out / store.FOLDER
     left = [index for index, step in enumerate(steps) if str(step) not in (done or {})]
     if len(left) == len(steps):
+        shutil.rmtree(folder, ignore_errors=True)  # of another measurement that was begun here and given up
         store.write_base(folder, {piece.module: piece.cut(base.read(piece.tensor)) for piece in pieces})
     total = sum(piece.entries for piece in pieces) * max(len(left), 1)
     for index in left:

@@ -35,6 +35,18 @@ def test_changes_are_counted_across_chunks(monkeypatch):
     assert codes.count_changed(one, two) == (one != two).sum()
 
 
+@pytest.mark.parametrize("grid", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", [0, 1])
+def test_what_is_not_finite_is_seen_in_either_and_nothing_else(grid, bad, where, monkeypatch):
+    monkeypatch.setattr(codes, "CHUNK", 32)
+    values = torch.randn(2, 300, generator=torch.Generator().manual_seed(2)).to(grid)
+    values[:, 7] = torch.finfo(grid).max
+    assert codes.tally(*(codes.codes(row, grid) for row in values), grid)[1]
+    values[where, 200] = bad
+    assert not codes.tally(*(codes.codes(row, grid) for row in values), grid)[1]
+
+
 @pytest.mark.parametrize("shape", [(37, 51), (5, 7), (600, 300)])
 def test_the_largest_entries_are_exactly_as_many_as_asked(shape):
     generator = torch.Generator().manual_seed(0)

@@ -115,6 +115,22 @@ def test_stored_in_bf16_is_said_so_and_an_interrupted_measurement_goes_on(tmp_pa
     assert str(one) == str(other)
 
 
+def test_another_measurement_that_was_given_up_here_leaves_nothing(tmp_path, monkeypatch):
+    folders, out = saved(tmp_path, course(4, persistent=True)), tmp_path / "out"
+    write = store.write
+
+    def killed(folder, step, kept):
+        if step == 40:
+            raise KeyboardInterrupt
+        write(folder, step, kept)
+
+    monkeypatch.setattr(store, "write", killed)
+    CliRunner().invoke(cli.app, ["measure", *map(str, folders), "--successive", "--out", str(out)])
+    assert store.steps_in(out / store.FOLDER) == [10, 20, 30]
+    call(folders[0], folders[2], folders[3], "--successive", "--out", out, "--overwrite")
+    assert {row.step for row in found(out)} == {20, 30}
+
+
 def vars_of(row):
     return {name: getattr(row, name) for name in row.__dataclass_fields__}
 
