@@ -3,21 +3,26 @@
     python benchmarks/gpu.py              # both shapes; without a CUDA device it says so and ends
     python benchmarks/gpu.py --smoke      # a small shape on whatever device there is, nothing written
 
-Random weights, bf16 products, sequences of 2,048, LoRA of rank 32 on q, k, v and o. Utilization is the arithmetic that
-the step needs (forward, and backward to every activation; nothing that was computed twice counts) over what a bf16
-product of 8,192 x 8,192 x 8,192 reaches on the same device in the same run. Memory is the most that was allocated there.
+Random weights, bf16 products, sequences of 2,048, LoRA of rank 32 on q, k, v and o. TRL as it comes, without gradient
+checkpointing, and with its Liger kernels where those are installed; what fails or runs out of memory is said, not left
+out. One process runs all sides of an objective at a shape, one after another, and forgets each before the next.
+Utilization is the arithmetic that the step needs (forward, and backward to every activation; nothing that was computed
+twice counts) over what a bf16 product of 8,192 x 8,192 x 8,192 reaches on the same device in the same run. Memory is the
+most that was allocated there.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from common import Results, Row, machine, number, run_job, table_in_docs
-from train_vs_trl import ROW_BY_ROW, SCORED, SMOKE, difference, settings
+from train_vs_trl import SCORED, SMOKE, SPARING, Setting, difference
 
 from limbeck.progress import bar
 
@@ -30,7 +35,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     | {"hidden": 2560, "intermediate": 9728, "layers": 36, "heads": 32, "rows": 4, "pairs": 2},
 }  # fmt: skip
 OBJECTIVES = ("sft", "dpo", "grpo", "reverse_kl")
-AGREE = 1e-2  # bf16 products
+AGREE, STEPS = 1e-2, 3  # bf16 products
+STEP, GAP = "one optimizer step", "largest difference of the losses, share of the largest"
 
 
 def weights_used(shape: dict[str, Any]) -> int:
@@ -52,41 +58,65 @@ def step_flops(shape: dict[str, Any], tokens: int) -> float:
     return tokens * (2 * products + 3 * attention)
 
 
-def cases(objectives: list[str]) -> list[str]:
-    return [objective for objective in OBJECTIVES if objective in objectives]
+def settings(objective: str, *, num: int) -> list[Setting]:
+    """The first ``num`` comparisons: TRL at its fastest, with fused kernels, both sides sparing memory, as they come."""
+    name, words = f"TRL {version('trl')}", "no gradient checkpointing"
+    fast: dict[str, Any] = {"gradient_checkpointing": False}
+    if objective == "dpo":
+        fast["precompute_ref_log_probs"], words = True, words + ", reference precomputed"
+    out = [Setting("", f"{name}, {words}", {}, fast)]
+    if importlib.util.find_spec("liger_kernel"):
+        fused = {"gradient_checkpointing": False, "use_liger_kernel": True}
+        liger = f"Liger {version('liger_kernel')}"
+        out.append(Setting("", f"{name}, no gradient checkpointing, {liger}", {}, fused))
+    out.append(Setting(SPARING, f"{name}, defaults", {"gradient_checkpointing": True}, {}))
+    out.append(Setting("", f"{name}, defaults", {}, {}))
+    return out[:num]
 
 
-def measure(
-    name: str, shape: dict[str, Any], objectives: list[str], *, results: Results, job: Any, flops: float
-) -> None:
-    """All rows of one shape."""
-    steps = 3
-    with tempfile.TemporaryDirectory() as root:
-        job(job="prepare", root=root, shape=shape)
-        for objective in cases(objectives):
-            if objective in SCORED:
-                job(job="score", root=root, objective=objective)
-            common = {"root": root, "objective": objective, "steps": steps, "precision": "bf16"}
-            for setting in settings(objective):
-                ours = job(job="ours", train=setting.ours, **common)
-                theirs = job(job="theirs", settings=setting.theirs, by_row=setting.by_row, **common)
-                what = f"{name}, {objective}{setting.words}"
-                results.add(*rows(what, shape, ours, theirs, setting.peer, flops))
+def measure(name: str, shape: dict[str, Any], objective: str, root: str, *, run: Any, num: int, flops: float) -> Any:
+    """Result rows of one objective at one shape; each side runs once however many comparisons it is in."""
+    chosen = settings(objective, num=num)
+    common = {"root": root, "objective": objective, "steps": STEPS, "precision": "bf16"}
+    jobs = {"score": {"job": "score", "root": root, "objective": objective}} if objective in SCORED else {}
+    for setting in chosen:
+        jobs[f"ours {setting.ours}"] = {"job": "ours", "train": setting.ours, **common}
+        jobs[f"theirs {setting.theirs}"] = {"job": "theirs", "settings": setting.theirs, **common}
+    found = dict(zip(jobs, run(job="series", jobs=list(jobs.values()))["results"], strict=True))
+    out: list[tuple[Any, ...]] = []
+    for setting in chosen:
+        ours, theirs = found[f"ours {setting.ours}"], found[f"theirs {setting.theirs}"]
+        what = f"{name}, {objective}{setting.words}"
+        for side, result in (("ours", ours), ("theirs", theirs)):
+            if "error" in result:
+                print(f"{what}; {setting.peer}: {side} did not run: {result['error']}", flush=True)
+        if "error" not in ours:
+            out += rows(what, ours, theirs, setting.peer, step_flops(shape, ours["tokens"]) / flops)
+    return out
 
 
-def rows(
-    what: str, shape: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any], peer: str, flops: float
-) -> list[tuple[Any, ...]]:
-    """Result rows of one objective beside one peer."""
-    mine, other = (statistics.median(side["seconds"]) for side in (ours, theirs))
-    tokens, memory = ours["tokens"], "device_peak_mb" if "device_peak_mb" in ours else "peak_mb"
-    needed = step_flops(shape, tokens)
-    gap = difference(ours["losses"], theirs["losses"])
+def rows(what: str, ours: dict[str, Any], theirs: dict[str, Any], peer: str, least: float) -> list[tuple[Any, ...]]:
+    """Result rows of one objective beside one peer; a peer that did not run leaves its cells empty.
+
+    Args:
+        least: seconds that the step's arithmetic takes at the rate of a large product.
+    """
+    mine, tokens, memory = statistics.median(ours["seconds"]), ours["tokens"], "device_peak_mb"
+    memory = memory if memory in ours else "peak_mb"
+    speed, used, space, gap = (f"{what}: {name}" for name in (STEP, "utilization", "peak memory", GAP))
+    if "error" in theirs:
+        peer = f"{peer}: did not run"
+        return [
+            (speed, tokens / mine, None, peer, None, None, "tokens/s"),
+            (used, least / mine, None, peer, None, None, "share"),
+            (space, ours[memory], None, peer, None, None, "MB"),
+        ]
+    other = statistics.median(theirs["seconds"])
     return [
-        (f"{what}: one optimizer step", tokens / mine, tokens / other, peer, other / mine, 1.0, "tokens/s"),
-        (f"{what}: utilization", needed / mine / flops, needed / other / flops, peer, other / mine, None, "share"),
-        (f"{what}: peak memory", ours[memory], theirs[memory], peer, theirs[memory] / ours[memory], 1.0, "MB"),
-        (f"{what}: largest difference of the losses, share of the largest", gap, None, peer, None, AGREE, "share"),
+        (speed, tokens / mine, tokens / other, peer, other / mine, 1.0, "tokens/s"),
+        (used, least / mine, least / other, peer, other / mine, None, "share"),
+        (space, ours[memory], theirs[memory], peer, theirs[memory] / ours[memory], 1.0, "MB"),
+        (gap, difference(ours["losses"], theirs["losses"]), None, peer, None, AGREE, "share"),
     ]
 
 
@@ -108,6 +138,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--settings", type=int, default=4, help="only the first so many comparisons of an objective")
     parser.add_argument("--smoke", action="store_true", help="a small shape on whatever device there is")
     arguments = parser.parse_args()
     device = run_job(SIDES, {"job": "device", "size": 512 if arguments.smoke else 8192}, threads=arguments.threads)
@@ -117,16 +148,19 @@ def main() -> None:
     shapes = {"smoke": SMOKE | {"dtype": "bf16"}} if arguments.smoke else {n: SHAPES[n] for n in arguments.shapes}
     words = f"{device['name']}, {machine(arguments.threads)}"
     results = Results("gpu", command="python benchmarks/gpu.py", machine=words, keep=not arguments.smoke)
-    chosen = cases(arguments.objectives)
-    with bar("gpu", len(shapes) * (1 + sum(6 + (o in SCORED) + 2 * (o in ROW_BY_ROW) for o in chosen))) as advance:
+    with bar("gpu", len(shapes) * (1 + len(arguments.objectives))) as advance:
 
-        def job(**wanted: Any) -> dict[str, Any]:
-            out = run_job(SIDES, wanted, threads=arguments.threads)
+        def run(**job: Any) -> dict[str, Any]:
+            out = run_job(SIDES, job, threads=arguments.threads)
             advance(1)
             return out
 
         for name, shape in shapes.items():
-            measure(name, shape, chosen, results=results, job=job, flops=device["flops"])
+            with tempfile.TemporaryDirectory() as root:
+                run(job="prepare", root=root, shape=shape)
+                for objective in arguments.objectives:
+                    options = {"run": run, "num": arguments.settings, "flops": device["flops"]}
+                    results.add(*measure(name, shape, objective, root, **options))
     results.show()
     if not arguments.smoke:
         table_in_docs("gpu", docs_table(results.stored()))

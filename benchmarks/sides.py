@@ -8,6 +8,7 @@ On TRL's side ``trainer.train()`` runs; only what would be generated (GRPO, dist
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import statistics
@@ -432,5 +433,22 @@ def same_start(model: torch.nn.Module, root: str) -> None:
         parameter.copy_(start[name])
 
 
+def series(*, jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several jobs in this one process; each starts with the device's memory free, and one that fails says why."""
+    results = []
+    for job in jobs:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            results.append(JOBS[job["job"]](**{name: value for name, value in job.items() if name != "job"}))
+        except Exception as error:  # a peer's, or memory's: the other jobs still count
+            results.append({"error": f"{type(error).__name__}: {error}"[:300]})
+    return {"results": results}
+
+
+JOBS = {"prepare": prepare, "loaded": loaded, "score": score, "ours": ours, "theirs": theirs, "device": device}
+
 if __name__ == "__main__":
-    answer({"prepare": prepare, "loaded": loaded, "score": score, "ours": ours, "theirs": theirs, "device": device})
+    answer({**JOBS, "series": series})

@@ -14,7 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from limbeck.config import LoraConfig, RunConfig, TrainConfig
 from limbeck.doctor import forecast as module
-from limbeck.doctor.forecast import forecast, full_passes, least, passes_of
+from limbeck.doctor.forecast import forecast, full_passes, least, loaded_as, passes_of
 from limbeck.doctor.stored import stored
 from limbeck.objectives import find
 from limbeck.rollouts.store import write_rollouts
@@ -49,7 +49,7 @@ def write(folder: Path, lengths, *, vocab: int, hidden: int, layers: int) -> dic
 
 
 def engine_of(base: str, config: TrainConfig) -> Engine:
-    model = load_model(base)
+    model = load_model(base, dtype=loaded_as(config))
     lora = config.method == "lora"
     return make_engine(add_adapter(model, config.lora, init_seed=0) if lora else unfreeze(model), config)
 
