@@ -130,12 +130,14 @@ class TrainConfig(Config):
     trajectory_k: int = Field(default=32, ge=1, le=32)
     """Leading directions of a snapshot, of full-parameter runs; of adapters the whole factors are kept."""
     token_budget: int | None = Field(default=None, ge=1)
-    """Padded tokens a micro-batch; changes speed and memory, never the gradient. By default 8192, on a CPU fewer where the
-    layers would keep more than 256 MiB of those for backward."""
+    """Padded tokens a micro-batch; changes speed and memory, never the gradient. By default as many as keep a quarter of a GPU's
+    memory until backward, at most 32768; on a CPU as many as keep 256 MiB, at most 8192."""
     packing: bool = False
     """Put the rows of a micro-batch one after another in one, without padding; refused where attention cannot keep them apart."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input and run the layer again in backward: less memory, about a third more time."""
+    liger: bool = False
+    """Compute norms and MLPs of the student by Liger's fused kernels (`pip install 'limbeck[liger]'`); CUDA devices alone."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the products in forward and backward; what is trained is kept in fp32 always. auto: bf16 on a GPU that has it."""
     save_visible: bool = True

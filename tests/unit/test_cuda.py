@@ -87,6 +87,20 @@ def test_a_run_is_that_of_a_cpu(tmp_path):
         assert max((a[key] - b[key]).abs().max().item() for key in a) < 5e-4, name
 
 
+def test_ligers_kernels_change_rounding_alone_and_only_the_run_that_asks(tmp_path):
+    pytest.importorskip("liger_kernel")
+    tiny_model().save_pretrained(tmp_path / "base")
+    write_rollouts(tiny_rollouts(), tmp_path / "rollouts")
+    losses = []
+    for number, liger in enumerate((False, True, False)):
+        own = TrainConfig(learning_rate=3e-3, batch_size=7, num_steps=12, precision="fp32", liger=liger)
+        run = RunConfig(base=str(tmp_path / "base"), rollouts=str(tmp_path / "rollouts"), train=own)
+        train(run, tmp_path / str(number))
+        losses.append([row["loss"] for row in read_metrics(tmp_path / str(number))])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+    assert losses[2] == losses[0]
+
+
 def test_sampled_logprobs_are_the_models_own():
     problems = [p for p, _ in read_problems(problems_named("abacus:train", "jsonl", 8, 0))]
     model = load_model("abacus:base")

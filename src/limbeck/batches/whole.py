@@ -114,7 +114,7 @@ def whole_scores(
     given: Mapping[str, Tensor],
     mask: Bool[Tensor, "batch time"],
     *,
-    chunk_bytes: int = heads.CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> WholeScores:
     """Values of the objective and the student's scores at every live token.
 
@@ -125,7 +125,7 @@ def whole_scores(
         targets: ids to score.
         given: the batch's inputs, (batch, time, ...), read inside the mask only.
         mask: which cells are live.
-        chunk_bytes: of fp32 logits held at a time, one side's.
+        chunk_bytes: of fp32 logits held at a time, one side's; by default what suits the device.
 
     Raises:
         ConfigError, ShapeError, DegenerateError: as ``evaluate``.
@@ -154,7 +154,7 @@ def _fused(
     head: Head,
     targets: Tensor,
     frozen: Tensor,
-    chunk_bytes: int,
+    chunk_bytes: int | None,
 ) -> Values:
     other = whole.frozen
     assert isinstance(other, Head)
@@ -179,7 +179,7 @@ def _in_chunks(
     frozen: list[Tensor],
     given: Mapping[str, Tensor],
     mask: Tensor,
-    chunk_bytes: int,
+    chunk_bytes: int | None,
 ) -> Values:
     check(hidden, head, targets)
     row = whole.objective

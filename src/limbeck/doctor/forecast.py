@@ -21,7 +21,7 @@ from limbeck.batches.forward import computed_cells, head_of, hidden_states, unwr
 from limbeck.batches.whole import FROZEN_LOGITS
 from limbeck.config import TrainConfig
 from limbeck.doctor.stored import Stored
-from limbeck.heads.blocks import CACHE_BYTES, CHUNK_BYTES
+from limbeck.heads.blocks import ACCELERATOR_BYTES, CACHE_BYTES
 from limbeck.objectives import inputs
 from limbeck.train.engine import Engine, precision, trainable
 from limbeck.train.memory import kept_per_token
@@ -213,7 +213,8 @@ def _head(model: nn.Module, scored: int, on_cpu: bool) -> int:
     """Blocks of logits, states and their gradients at scored tokens, and a trained head's own gradient as it is made."""
     weight = head_of(model).weight
     states = 3 * 4 * scored * weight.shape[1]  # fp32
-    return states + (CACHE_BYTES if on_cpu else 3 * CHUNK_BYTES) + (_size(weight) if weight.requires_grad else 0)
+    block = CACHE_BYTES if on_cpu else 3 * min(ACCELERATOR_BYTES, 4 * scored * len(weight))
+    return states + block + (_size(weight) if weight.requires_grad else 0)
 
 
 def _frozen_head(objective: Objective, model: nn.Module, teacher_head: int) -> int:

@@ -1,6 +1,6 @@
 """Hidden states in, token scores and divergences out, never a (tokens, vocabulary) tensor."""
 
-from limbeck.heads.blocks import CHUNK_BYTES, Head, cut
+from limbeck.heads.blocks import Head, cut
 from limbeck.heads.divergences import chunked, forward_kl, logits_of, reverse_kl
 from limbeck.heads.likeliest import Likeliest, likeliest
 from limbeck.heads.linear import LinearTotal, linear_total
@@ -9,7 +9,6 @@ from limbeck.heads.mixtures import jsd, jsd_rescaled, skew_forward, skew_reverse
 from limbeck.heads.sides import STUDENT_SCORES
 
 __all__ = [
-    "CHUNK_BYTES",
     "STUDENT_SCORES",
     "Head",
     "Likeliest",

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from limbeck.errors import ModelError, ShapeError
 
-CHUNK_BYTES = 64 << 20  # of fp32 logits held at a time on an accelerator, and in every pass that needs whole rows
+# of fp32 logits held at a time: on an accelerator, which waits for its next kernel where blocks are smaller, and on a CPU
+# in every pass that needs whole rows
+ACCELERATOR_BYTES, CHUNK_BYTES = 256 << 20, 64 << 20
 CACHE_BYTES = 768 << 10  # of fp32 logits held at a time on a CPU: a block and what is made of it stay in cache
 CPU_WORDS, ACCELERATOR_WORDS = 768, 16384
 NEVER = -1e30  # stands for a logit of -inf: exp gives 0, and 0 times it is 0
@@ -98,18 +100,24 @@ class Plan(NamedTuple):
         return (slice(a, min(a + self.rows, self.tokens)) for a in range(0, self.tokens, self.rows))
 
 
-def plan_blocks(hidden: Tensor, head: Head, chunk_bytes: int) -> Plan:
-    """Blocks of at most ``chunk_bytes`` of fp32 logits; on a CPU of no more than the cache holds."""
+def held(device: torch.device) -> int:
+    """Bytes of fp32 logits that a pass holds at a time where nobody said."""
+    return CHUNK_BYTES if device.type == "cpu" else ACCELERATOR_BYTES
+
+
+def plan_blocks(hidden: Tensor, head: Head, chunk_bytes: int | None = None, *, sides: int = 1) -> Plan:
+    """Blocks of at most ``chunk_bytes`` of fp32 logits of all sides; on a CPU each of no more than the cache holds."""
     on_cpu = hidden.device.type == "cpu"
-    cells = max(1, (min(chunk_bytes, CACHE_BYTES) if on_cpu else chunk_bytes) // 4)
+    each = (chunk_bytes or held(hidden.device)) // sides
+    cells = max(1, (min(each, CACHE_BYTES) if on_cpu else each) // 4)
     words = min(len(head.weight), CPU_WORDS if on_cpu else ACCELERATOR_WORDS, cells)
     return Plan(tokens=len(hidden), vocab=len(head.weight), rows=cells // words, words=words)
 
 
-def plan_rows(hidden: Tensor, head: Head, chunk_bytes: int) -> Plan:
+def plan_rows(hidden: Tensor, head: Head, chunk_bytes: int | None = None) -> Plan:
     """Blocks of whole rows, at least one: for functions that need every id of a token together."""
-    vocab = len(head.weight)
-    return Plan(tokens=len(hidden), vocab=vocab, rows=max(1, chunk_bytes // (4 * vocab)), words=vocab)
+    vocab, cells = len(head.weight), (chunk_bytes or held(hidden.device)) // 4
+    return Plan(tokens=len(hidden), vocab=vocab, rows=max(1, cells // vocab), words=vocab)
 
 
 def block_logits(hidden: Tensor, head: Head, words: slice) -> Float[Tensor, "rows words"]:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from limbeck.heads.blocks import (
-    CHUNK_BYTES,
     Grads,
     Head,
     Softmax,
@@ -47,7 +46,7 @@ from limbeck.types import Values
 
 
 def chunked(
-    function: Callable[..., Values], hidden: Rows, head: Head, *rows: Tensor, chunk_bytes: int = CHUNK_BYTES
+    function: Callable[..., Values], hidden: Rows, head: Head, *rows: Tensor, chunk_bytes: int | None = None
 ) -> Values:
     """``function(logits, *rows)`` for every token, with the student's logits of a few tokens at a time.
 
@@ -60,7 +59,8 @@ def chunked(
         hidden: the student's final hidden states; the only rows with gradient.
         head: the student's head; its weight gets a gradient only if it requires one.
         rows: tensors with one row a token; constants.
-        chunk_bytes: how much fp32 logits to hold at most (at least one token's); ``function`` itself makes several
+        chunk_bytes: how much fp32 logits to hold at most (at least one token's), by default what suits the device; ``function``
+            itself makes several
             tensors of that size.
 
     >>> def squared(logits, wanted):
@@ -93,7 +93,7 @@ def reverse_kl(
     targets: Int[Tensor, " tokens"] | None = None,
     *,
     kd_temperature: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Values:
     """KL(student||teacher) at every token, nats: sum over v of P * (log P - log Q).
 
@@ -117,7 +117,7 @@ def forward_kl(
     targets: Int[Tensor, " tokens"] | None = None,
     *,
     kd_temperature: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Values:
     """KL(teacher||student) at every token, nats: sum over v of Q * (log Q - log P).
 
@@ -136,7 +136,7 @@ def _kl(
     teacher_hidden: Tensor,
     teacher_head: Head,
     targets: Tensor | None,
-    how: tuple[str, float, int],
+    how: tuple[str, float, int | None],
 ) -> Values:
     check_sides(hidden, head, teacher_hidden, teacher_head, targets)
     tensors = hidden, head.weight, head.bias, teacher_hidden, teacher_head.weight, teacher_head.bias
@@ -198,7 +198,7 @@ class _KL(torch.autograd.Function):
         scores = None if targets is None else Scores(hidden, targets)
         first, second = Softmax(hidden), Softmax(hidden)  # first is the side that the expectation is under
         gap, spread = torch.zeros_like(first.top), torch.zeros_like(first.top)
-        plan = plan_blocks(hidden, head, settings[-1] // 2)
+        plan = plan_blocks(hidden, head, settings[-1], sides=2)
         for words in plan.columns():
             for part in plan.parts():
                 student = block_logits(hidden[part], head, words)
@@ -243,6 +243,6 @@ class _KL(torch.autograd.Function):
             return steepen(logp.exp_().mul_(lacking).mul_(-scaled[part]), slope)
 
         sums = Grads.zeros(hidden, sides(tensors, ctx.settings)[1], ctx.needs_input_grad[:3])
-        backpropagate(hidden, head, sums, plan_blocks(hidden, head, chunk_bytes // 2), cotangent)
+        backpropagate(hidden, head, sums, plan_blocks(hidden, head, chunk_bytes, sides=2), cotangent)
         found = None if sums.hidden is None else sums.hidden.to(hidden.dtype)
         return found, sums.weight, sums.bias, None, None, None, None, None

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.heads.blocks import CHUNK_BYTES, Head, block_logits, check, plan_rows, working
+from limbeck.heads.blocks import Head, block_logits, check, plan_rows, working
 
 
 class Likeliest(NamedTuple):
@@ -20,7 +20,7 @@ class Likeliest(NamedTuple):
 
 @torch.no_grad()
 def likeliest(
-    hidden: Float[Tensor, "tokens hidden"], head: Head, k: int, *, chunk_bytes: int = CHUNK_BYTES
+    hidden: Float[Tensor, "tokens hidden"], head: Head, k: int, *, chunk_bytes: int | None = None
 ) -> Likeliest:
     """The ``k`` likeliest ids of every token (all ids if there are fewer) and one cell for the rest.
 

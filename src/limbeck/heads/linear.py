@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 
 from limbeck.errors import ShapeError
 from limbeck.heads.blocks import (
-    CHUNK_BYTES,
     Grads,
     Head,
     Plan,
@@ -129,7 +128,7 @@ def _by_rows(
 def _rows(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, sums: Grads, held: Tensor) -> Tensor:
     """Logits are held, each block in one piece, until their normalizer is known, and then used up."""
     rows = len(hidden)
-    plan = plan_blocks(hidden, head, CHUNK_BYTES)._replace(rows=rows)
+    plan = plan_blocks(hidden, head)._replace(rows=rows)
     blocks = {w.start: held[rows * w.start : rows * w.stop].view(rows, -1) for w in plan.columns()}
     softmax = Softmax(hidden)
     picked = torch.zeros_like(softmax.top)

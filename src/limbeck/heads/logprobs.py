@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from limbeck.heads.blocks import (
-    CHUNK_BYTES,
     Grads,
     Head,
     Plan,
@@ -49,7 +48,7 @@ def score_tokens(
     head: Head,
     targets: Int[Tensor, " tokens"],
     *,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> TokenScores:
     """Log p(target) and entropy at every token without a (tokens, vocabulary) tensor.
 
@@ -59,7 +58,8 @@ def score_tokens(
         hidden: final hidden states at the predicting positions.
         head: the output head; its weight gets a gradient only if it requires one.
         targets: token ids to score.
-        chunk_bytes: how much fp32 logits to hold at most; a CPU holds no more than its cache does.
+        chunk_bytes: how much fp32 logits to hold at most, by default what suits the device; a CPU holds no more than its cache
+            does.
 
     >>> head = Head(weight=torch.zeros(4, 2))
     >>> score_tokens(torch.ones(1, 2), head, torch.tensor([3])).entropy.exp().round().tolist()

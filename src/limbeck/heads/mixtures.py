@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from limbeck.heads.blocks import (
-    CHUNK_BYTES,
     Grads,
     Head,
     Softmax,
@@ -87,7 +86,7 @@ def jsd(
     *,
     beta: float = 0.5,
     kd_temperature: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Values:
     """beta * KL(Q||M) + (1 - beta) * KL(P||M) at every token, nats; M = beta * Q + (1 - beta) * P, beta in (0, 1).
 
@@ -109,7 +108,7 @@ def jsd_rescaled(
     *,
     beta: float = 0.5,
     kd_temperature: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Values:
     """``jsd`` over beta * (1 - beta)."""
     how = JSD, beta, 1 / (beta * (1 - beta)), kd_temperature, chunk_bytes
@@ -125,7 +124,7 @@ def skew_forward(
     *,
     skew: float = 0.1,
     kd_temperature: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Values:
     """KL(Q||M) at every token, nats; M = skew * Q + (1 - skew) * P, skew in [0, 1). 0 is ``forward_kl``."""
     both = hidden, head, teacher_hidden, teacher_head
@@ -144,7 +143,7 @@ def skew_reverse(
     *,
     skew: float = 0.1,
     kd_temperature: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Values:
     """KL(P||M) at every token, nats; M = skew * P + (1 - skew) * Q, skew in [0, 1). 0 is ``reverse_kl``."""
     both = hidden, head, teacher_hidden, teacher_head
@@ -162,7 +161,7 @@ def _mixed(
     teacher_hidden: Tensor,
     teacher_head: Head,
     targets: Tensor | None,
-    how: tuple[Form, float, float, float, int],
+    how: tuple[Form, float, float, float, int | None],
 ) -> Values:
     check_sides(hidden, head, teacher_hidden, teacher_head, targets)
     tensors = hidden, head.weight, head.bias, teacher_hidden, teacher_head.weight, teacher_head.bias
@@ -189,7 +188,7 @@ class _Mixed(torch.autograd.Function):
         hidden, head, teacher_hidden, teacher_head = working_sides(tensors, settings)
         scores = None if targets is None else Scores(hidden, targets)
         first, second = Softmax(hidden), Softmax(hidden)
-        plan = plan_blocks(hidden, head, chunk_bytes // 2)
+        plan = plan_blocks(hidden, head, chunk_bytes, sides=2)
         for words in plan.columns():
             for part in plan.parts():
                 student = block_logits(hidden[part], head, words)
@@ -232,6 +231,6 @@ class _Mixed(torch.autograd.Function):
             return steepen(pull.sub_(center[part]).mul_(student.exp_()).mul_(scaled[part]), slope)
 
         sums = Grads.zeros(hidden, sides(tensors, ctx.settings)[1], ctx.needs_input_grad[:3])
-        backpropagate(hidden, head, sums, plan_blocks(hidden, head, chunk_bytes // 2), cotangent)
+        backpropagate(hidden, head, sums, plan_blocks(hidden, head, chunk_bytes, sides=2), cotangent)
         found = None if sums.hidden is None else sums.hidden.to(hidden.dtype)
         return found, sums.weight, sums.bias, None, None, None, None, None

@@ -13,25 +13,31 @@ from limbeck.batches.forward import hidden_states
 from limbeck.config import TrainConfig
 
 KEPT_BYTES = 256 << 20  # what the layers of one micro-batch may keep until backward on a CPU
+DEVICE_SHARE = 4  # on an accelerator, one part in so many of its memory
+DEVICE_TOKENS = 32_768  # and no more tokens than fill it with work
 PROBE_TOKENS = 8  # a row
 
 
 def micro_batch_tokens(model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> int:
     """Padded tokens a micro-batch, the same on every process.
 
-    As set; else the usual number, and on a CPU no more than what keeps ``KEPT_BYTES``: there a product of a few hundred rows is
-    as fast as a larger one, and only memory is left to decide. An accelerator is left with the usual number.
+    As set; else as many as keep ``KEPT_BYTES`` on a CPU, where a product of a few hundred rows is as fast as a larger one, and
+    a share of the whole memory on an accelerator, which small batches leave waiting.
 
     Args:
         model: what is trained, before processes share or shard it; only the main process runs it.
         config: the settings.
         accelerator: this process among the others.
     """
-    if config.token_budget is not None or accelerator.device.type != "cpu":
-        return config.pass_tokens
+    if config.token_budget is not None:
+        return config.token_budget
+    if accelerator.device.type == "cuda":
+        room, most = torch.cuda.get_device_properties(accelerator.device).total_memory // DEVICE_SHARE, DEVICE_TOKENS
+    else:
+        room, most = KEPT_BYTES, config.pass_tokens
     found = [kept_per_token(model) if accelerator.is_main_process else 0]
     broadcast_object_list(found)
-    return max(1, min(config.pass_tokens, KEPT_BYTES // max(1, found[0])))
+    return max(1, min(most, room // max(1, found[0])))
 
 
 def kept_per_token(model: nn.Module) -> int:

@@ -118,7 +118,16 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, *, init_seed: int) -
         warnings.simplefilter("ignore", UserWarning)  # peft notes fan_in_fan_out for Conv1D and sets it itself
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is on its way out
         torch.manual_seed(init_seed)
-        return get_peft_model(model, peft_config)  # type: ignore[return-value]
+        adapted = get_peft_model(model, peft_config)
+    for module in adapted.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module._cast_input_dtype = _widened  # type: ignore[assignment]
+    return adapted  # type: ignore[return-value]
+
+
+def _widened(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A LoRA layer's input in its factors' fp32; not under autocast, which would narrow it again: two passes for nothing."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def _is_matrix(module: torch.nn.Module) -> bool:

@@ -89,11 +89,13 @@ def update_norm(factors: Mapping[str, Tensor], scale: float) -> float:
 
     ``factors`` are named tensors in which every ``...lora_A...`` has its ``...lora_B...``.
     """
-    total = torch.zeros((), dtype=torch.float64)
+    shapes: dict[tuple[torch.Size, torch.Size], list[tuple[Tensor, Tensor]]] = {}
     for name, right in factors.items():
-        if "lora_A" not in name:
-            continue
-        left = factors[name.replace("lora_A", "lora_B")].double()
-        right = right.double()
-        total = total.to(left.device) + ((left.T @ left) * (right @ right.T)).sum()
-    return scale * max(total.item(), 0.0) ** 0.5
+        if "lora_A" in name:
+            left = factors[name.replace("lora_A", "lora_B")]
+            shapes.setdefault((left.shape, right.shape), []).append((left, right))
+    total = 0.0
+    for pairs in shapes.values():  # those of one shape together: an accelerator is asked once
+        left, right = (torch.stack(side).double() for side in zip(*pairs, strict=True))
+        total += ((left.mT @ left) * (right @ right.mT)).sum().item()
+    return scale * max(total, 0.0) ** 0.5

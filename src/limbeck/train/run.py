@@ -37,6 +37,7 @@ from limbeck.train.frames import facts as subspace_facts
 from limbeck.train.frames import identity as identity_of_subspace
 from limbeck.train.frames import keep_frames, read_subspace
 from limbeck.train.job import Job
+from limbeck.train.liger import fuse_layers
 from limbeck.train.live import stages_of
 from limbeck.train.live_run import live_job
 from limbeck.train.loop import run_steps
@@ -153,7 +154,7 @@ def train(
             "train.subspace projects whole matrices, received FSDP, which holds parts of them. Launch without it."
         )
     rollout_set = None if config.live else _read_rollouts(config, objectives[0])
-    model = load_model(config.base, dtype=_dtype(config.train, processes.device))
+    model = _load(config, config.base, _dtype(config.train, processes.device))
     if rollout_set is None:
 
         def tick(line: Mapping[str, Any]) -> None:
@@ -249,7 +250,7 @@ def _offline_job(
     """A run on one fixed rollout set."""
     first = rollout_set.rollouts[0]
     check_head(model, torch.tensor([*first.prompt_ids, *first.response_ids][:16]))
-    reference = load_model(config.anchor, dtype=model.dtype) if _anchored(config) else model
+    reference = _load(config, config.anchor, model.dtype) if _anchored(config) else model
     columns, frozen, floored = read_all(config, objective, rollout_set, reference, processes)
     context = getattr(model.config, "max_position_embeddings", None)
     data, facts, selection = prepare(config.train, objective, rollout_set, columns, context=context)
@@ -286,6 +287,11 @@ def _probed(data: TrainingData, config: TrainConfig) -> TrainingData:
     few = fewer(whole, config.kl_rows, seed=config.data_seed) if config.kl_rows < len(rows) else whole
     picked = [rollouts[item[0]] for item in few.items]
     return TrainingData(rollouts=picked, items=[(i,) for i in range(len(picked))], weights=[1.0] * len(picked))
+
+
+def _load(config: RunConfig, name: str, dtype: torch.dtype) -> PreTrainedModel:
+    model = load_model(name, dtype=dtype)
+    return fuse_layers(model) if config.train.liger else model
 
 
 def _lora(config: RunConfig) -> bool:
