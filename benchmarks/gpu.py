@@ -5,7 +5,7 @@
 
 Random weights, bf16 products, sequences of 2,048, LoRA of rank 32 on q, k, v and o. TRL as it comes, without gradient
 checkpointing, and with its Liger kernels where those are installed; what fails or runs out of memory is said, not left
-out. One process runs all sides at a shape, one after another, and forgets each before the next.
+out. One process runs all sides of an objective at a shape, one after another, and forgets each before the next.
 Utilization is the arithmetic that the step needs (forward, and backward to every activation; nothing that was computed
 twice counts) over what a bf16 product of 8,192 x 8,192 x 8,192 reaches on the same device in the same run. Memory is the
 most that was allocated there.
@@ -75,21 +75,19 @@ def settings(objective: str, *, num: int) -> list[Setting]:
 
 
 def measure(
-    name: str, shape: dict[str, Any], objectives: list[str], root: str, *, run: Any, num: int, flops: float
+    name: str, shape: dict[str, Any], objective: str, root: str, *, run: Any, num: int, flops: float
 ) -> list[tuple[Any, ...]]:
-    """Result rows of one shape; each side of an objective runs once however many comparisons it is in."""
-    chosen = [(objective, setting) for objective in objectives for setting in settings(objective, num=num)]
-    jobs: dict[tuple[str, str], dict[str, Any]] = {}
-    for objective, setting in chosen:
-        common = {"root": root, "objective": objective, "steps": STEPS, "precision": "bf16"}
-        if objective in SCORED:
-            jobs[objective, "score"] = {"job": "score", "root": root, "objective": objective}
-        jobs[objective, f"ours {setting.ours}"] = {"job": "ours", "train": setting.ours, **common}
-        jobs[objective, f"theirs {setting.theirs}"] = {"job": "theirs", "settings": setting.theirs, **common}
+    """Result rows of one objective at one shape; each side runs once however many comparisons it is in."""
+    chosen = settings(objective, num=num)
+    common = {"root": root, "objective": objective, "steps": STEPS, "precision": "bf16"}
+    jobs = {"score": {"job": "score", "root": root, "objective": objective}} if objective in SCORED else {}
+    for setting in chosen:
+        jobs[f"ours {setting.ours}"] = {"job": "ours", "train": setting.ours, **common}
+        jobs[f"theirs {setting.theirs}"] = {"job": "theirs", "settings": setting.theirs, **common}
     found = dict(zip(jobs, run(job="series", jobs=list(jobs.values()))["results"], strict=True))
     out: list[tuple[Any, ...]] = []
-    for objective, setting in chosen:
-        ours, theirs = found[objective, f"ours {setting.ours}"], found[objective, f"theirs {setting.theirs}"]
+    for setting in chosen:
+        ours, theirs = found[f"ours {setting.ours}"], found[f"theirs {setting.theirs}"]
         what = f"{name}, {objective}{setting.words}"
         for side, result in (("ours", ours), ("theirs", theirs)):
             if "error" in result:
@@ -125,14 +123,21 @@ def rows(what: str, ours: dict[str, Any], theirs: dict[str, Any], peer: str, lea
 
 
 def docs_table(stored: list[Row]) -> str:
-    """What was measured, as Markdown, with the device's name; or the sentence that nothing was."""
+    """What was measured, a line a comparison, with the device's name; or the sentence that nothing was."""
     if not stored:
         return "No CUDA device was available: nothing on this page was measured on one."
-    lines = [f"{stored[0]['machine']}, {stored[0]['date']}.", "", "| what | peer | ours | theirs | times |"]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for row in stored:
-        cells = [row["what"], row["peer"], f"{number(row['ours'])} {row['unit']}", number(row["theirs"])]
-        lines.append(f"| {' | '.join([*cells, number(row['ratio'])])} |")
+    heads = ("case", "peer", "tokens/s", "theirs", "times", "utilization", "theirs", "GB", "theirs", "losses differ by")
+    lines = [f"{stored[0]['machine']}, {stored[0]['date']}.", "", f"| {' | '.join(heads)} |"]
+    lines.append(f"| {' | '.join(['---'] * len(heads))} |")
+    by = {(*row["what"].split(": ", 1), row["peer"]): row for row in stored}
+    for case, what, peer in by:
+        if what == STEP:
+            speed, used, space = (by[case, name, peer] for name in (STEP, "utilization", "peak memory"))
+            cells = [number(speed["ours"]), number(speed["theirs"]), f"{speed['ratio']:.2f}" if speed["ratio"] else ""]
+            cells += [number(side and round(side, 3)) for side in (used["ours"], used["theirs"])]
+            cells += [number(side and side / 1e3) for side in (space["ours"], space["theirs"])]
+            gap = f"{by[case, GAP, peer]['ours']:.0e}" if (case, GAP, peer) in by else ""
+            lines.append(f"| {' | '.join([case, peer, *cells, gap])} |")
     return "\n".join(lines)
 
 
@@ -152,7 +157,7 @@ def main() -> None:
     shapes = {"smoke": SMOKE | {"dtype": "bf16"}} if arguments.smoke else {n: SHAPES[n] for n in arguments.shapes}
     words = f"{device['name']}, {machine(arguments.threads)}"
     results = Results("gpu", command="python benchmarks/gpu.py", machine=words, keep=not arguments.smoke)
-    with bar("gpu", 2 * len(shapes)) as advance:
+    with bar("gpu", len(shapes) * (1 + len(arguments.objectives))) as advance:
 
         def run(**job: Any) -> dict[str, Any]:
             out = run_job(SIDES, job, threads=arguments.threads)
@@ -163,7 +168,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as root:
                 run(job="prepare", root=root, shape=shape)
                 options = {"run": run, "num": arguments.settings, "flops": device["flops"]}
-                results.add(*measure(name, shape, arguments.objectives, root, **options))
+                for objective in arguments.objectives:
+                    results.add(*measure(name, shape, objective, root, **options))
     results.show()
     if not arguments.smoke:
         table_in_docs("gpu", docs_table(results.stored()))
