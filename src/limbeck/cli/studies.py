@@ -9,6 +9,7 @@ import typer
 
 from limbeck.cli import complete
 from limbeck.cli.options import Out, Overwrite, Settings, app, study_app
+from limbeck.cli.places import WRITES
 
 Study = Annotated[
     str,
@@ -141,7 +142,9 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Where report.html goes; by default the study's folder, of several studies `report`."
+            "--out",
+            metavar=WRITES,
+            help="Where report.html goes; by default the study's folder, of several studies `report`.",
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Sentences and tables to stdout instead.")] = False,
@@ -151,6 +154,7 @@ def report(
     file_format: Annotated[str | None, typer.Option("--format", help="Of --figures: pdf (the default) or svg.")] = None,
 ) -> None:
     """Results to one self-contained HTML page, with a CSV beside every figure; or its figures as files for print."""
+    from limbeck.addresses import origin
     from limbeck.errors import ConfigError
     from limbeck.report import build, several, vector
     from limbeck.report import markdown as as_markdown
@@ -165,6 +169,16 @@ def report(
         )
     if markdown and len(studies) > 1:
         raise ConfigError(f"--markdown takes one study, received {len(studies)}. Run the command once for each.")
+    if (
+        out is None
+        and len(studies) == 1
+        and not markdown
+        and figures is None
+        and origin(str(studies[0])) != str(studies[0])
+    ):
+        raise ConfigError(
+            f"the report of a study behind a URL needs --out, received {studies[0]} alone. Give a folder or a URL."
+        )
     if figures is not None:
         typer.echo(vector.figures(studies, figures, file_format or "pdf"))
     elif len(studies) > 1:
