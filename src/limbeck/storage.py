@@ -33,18 +33,8 @@ from limbeck.folders import (
 )
 from limbeck.progress import bar
 
-BUCKETS = {
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "abfs",
-    "abfss",
-    "az",
-    "adl",
-    "oci",
-    "oss",
-}  # no folders to make; a bucket is not ours to make
+# These have no folders, and makedirs would make a bucket.
+BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
 STEPS = "steps/"  # of a study: they stay where they were made, to be found again by the next one
 LOCK, STARTED = "lock", "started.json"  # beside a folder below the cache
 
@@ -192,7 +182,8 @@ def _refuse_existing(url: str, *, overwrite: bool) -> dict[str, Any] | None:
         there = manifest is not None or ours or _anything(fs, root)
     if manifest and not overwrite:
         raise FolderError(
-            f"--out must be new, received {url}, which is complete. Pass --overwrite, where the command has it, to replace it, or another --out."
+            f"--out must be new, received {url}, which is complete. "
+            "Pass --overwrite, where the command has it, to replace it, or give another --out."
         )
     if there and not manifest and not ours:
         raise FolderError(
