@@ -97,8 +97,7 @@ def publish(folder: Path, url: str, *, overwrite: bool = False) -> None:
         fs, root = _open(url)
         if former:
             fs.rm_file(f"{root}/{MANIFEST}")
-        _make_room(fs, f"{root}/{MARKER}")
-        fs.pipe_file(f"{root}/{MARKER}", b"")
+        _mark(fs, root)
         for name in (former or {}).get("files", {}).keys() - files.keys():
             with suppress(FileNotFoundError):
                 fs.rm_file(f"{root}/{_inside(name, url)}")
@@ -137,6 +136,8 @@ def through(url: str, call: str, write: Callable[[Path], object], *, overwrite: 
                 "--overwrite to drop it, or give another --out."
             )
         if not same:
+            with _talking(url):
+                _mark(*_open(url))  # that nothing can be written there is better known before the work than after it
             _reopen(folder)
             write_json(beside / STARTED, started)
             write(folder)
@@ -263,6 +264,11 @@ def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
         return fs.cat_file(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
+
+
+def _mark(fs: fsspec.AbstractFileSystem, root: str) -> None:
+    _make_room(fs, f"{root}/{MARKER}")
+    fs.pipe_file(f"{root}/{MARKER}", b"")
 
 
 def _make_room(fs: fsspec.AbstractFileSystem, path: str) -> None:

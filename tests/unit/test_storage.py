@@ -258,6 +258,12 @@ def test_an_interrupted_publication_is_taken_up_by_the_same_call_alone(monkeypat
     assert folders.MANIFEST in stored()
 
 
+def test_what_cannot_be_written_to_is_known_before_the_work(monkeypatch):
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", None)
+    with pytest.raises(ServerError, match=f"the storage behind {URL} must answer"):
+        storage.through(URL, "train", not_called)
+
+
 def test_a_dropped_result_is_never_published(monkeypatch, cache):
     def killed(folder: Path) -> None:
         assert not folder.exists()
