@@ -36,6 +36,7 @@ from limbeck.progress import bar
 # These have no folders, and makedirs would make a bucket.
 BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
 STEPS = "steps/"  # of a study: they stay where they were made, to be found again by the next one
+DEPTH = 4  # run/kept/step-000010/adapter: a published folder and the parts of it that a verb takes
 LOCK, STARTED = "lock", "started.json"  # beside a folder below the cache
 
 
@@ -45,9 +46,12 @@ def local(name: str | os.PathLike[str]) -> Path:
 
 
 def fetch(url: str) -> Path:
-    """The local copy of a complete folder: each file came once and matches the digest in the manifest.
+    """The local copy of a complete folder, or of what lies in one: each file came once and has its manifest's digest.
 
     Copies are kept below the cache by the digest of their manifest. An interrupted copy is continued.
+
+    Args:
+        url: of the folder, or of a part of it: a run's ``model``, a step that it kept.
 
     Raises:
         ConfigError: a URL that is refused, see :func:`limbeck.addresses.checked`.
@@ -57,20 +61,23 @@ def fetch(url: str) -> Path:
     """
     url = checked(url)
     with _talking(url):
-        fs, root = _open(url)
-        written = _read(fs, f"{root}/{MANIFEST}")
-    manifest = _parsed(written)
-    if written is None or manifest is None:
+        written, folder = next(_manifests(url), (b"", url))
+    if not written:
         raise FolderError(
             f"a URL must lead to a folder that limbeck published (with a {MANIFEST}), received {url}, where there is none. "
             "Publish it, or copy other files, a model's or a data set's, to this machine and give their path."
         )
-    copy = place("in", key_of(written), url)
-    with _locked(copy, url, wait=True):
+    copy, files = place("in", key_of(written), folder), json.loads(written)["files"]
+    part = copy / url.removeprefix(folder).lstrip("/")
+    with _locked(copy, folder, wait=True):
         if not is_complete(copy):
-            _fetch_files(fs, root, url, manifest["files"], copy)
+            _fetch_files(folder, files, copy)
             _put_in_place(copy / MANIFEST, lambda path: path.write_bytes(written))
-    return copy
+    if not part.exists():
+        raise FolderError(
+            f"{url} must be in the folder {folder}, received one that holds {', '.join(files):.200}. Name one."
+        )
+    return part
 
 
 def publish(folder: Path, url: str, *, overwrite: bool = False) -> None:
@@ -193,7 +200,20 @@ def _refuse_existing(url: str, *, overwrite: bool) -> dict[str, Any] | None:
     return manifest
 
 
-def _fetch_files(fs: fsspec.AbstractFileSystem, root: str, url: str, files: dict[str, str], copy: Path) -> None:
+def _manifests(url: str) -> Iterator[tuple[bytes, str]]:
+    """The manifests of the folder and of those that it lies in, innermost first, each with the URL of its folder."""
+    parts = url.partition("://")[2].split("/")
+    for depth in range(min(DEPTH, len(parts))):
+        folder = url.rsplit("/", depth)[0]
+        fs, root = _open(folder)
+        written = _read(fs, f"{root}/{MANIFEST}")
+        if written and _parsed(written):
+            yield written, folder
+
+
+def _fetch_files(url: str, files: dict[str, str], copy: Path) -> None:
+    with _talking(url):
+        fs, root = _open(url)
     with bar("fetch", len(files)) as advance:
         for name, digest in files.items():
             path = copy / _inside(name, url)

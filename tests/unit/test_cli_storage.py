@@ -97,8 +97,10 @@ def test_a_chain_of_verbs_from_url_to_url(tmp_path, cache):
     at = "memory://bucket/mine"
     assert run("import", "rollouts.jsonl", "--model", "abacus:base", "--out", f"{at}/rollouts") == f"{at}/rollouts"
     small = ("--set", "train.num_steps=1", "--set", "train.batch_size=2")
-    train = ("train", "--base", "abacus:base", "--objective", "sft", *small)
-    assert run(*train, "--rollouts", f"{at}/rollouts", "--out", f"{at}/run/") == f"{at}/run"
+    train = ("train", "--rollouts", f"{at}/rollouts", "--objective", "sft", *small)
+    run(*train, "--base", "abacus:base", "--set", "train.method=full", "--out", f"{at}/start")
+    train = (*train, "--base", f"{at}/start/model")
+    assert run(*train, "--out", f"{at}/run/") == f"{at}/run"
     short = ("--num", "2", "--max-new-tokens", "8", "--problems", "abacus:test")
     run("eval", "--run", f"{at}/run", *short, "--out", f"{at}/scores-a")
     run("eval", "--base", "abacus:base", *short, "--out", f"{at}/scores-b")
@@ -106,7 +108,7 @@ def test_a_chain_of_verbs_from_url_to_url(tmp_path, cache):
     run("measure", f"{at}/run", "--draws", "20", "--out", "measured")
 
     config = read_json(storage.fetch(f"{at}/run") / "config.json")
-    assert config["rollouts"] == f"{at}/rollouts"
+    assert (config["rollouts"], config["base"]) == (f"{at}/rollouts", f"{at}/start/model")
     assert read_manifest("measured")["adapters"] == [f"{at}/run"]
     arms = read_json(storage.fetch(f"{at}/comparison") / "comparison.json")["arms"]
     assert [arm["name"] for arm in arms] == ["run", "base"]
@@ -117,7 +119,7 @@ def test_a_chain_of_verbs_from_url_to_url(tmp_path, cache):
     (tmp_path / "run.json").write_text(json.dumps(config))  # what reproduces a run reads the same rollouts
     again = run("train", "--config", "run.json", "--out", "again")
     assert read_manifest(again)["rollouts_digest"] == read_manifest(storage.fetch(f"{at}/run"))["rollouts_digest"]
-    assert "which is complete" in refusal(*train, "--rollouts", f"{at}/rollouts", "--out", f"{at}/run")
+    assert "which is complete" in refusal(*train, "--out", f"{at}/run")
 
 
 def test_a_verb_that_fails_leaves_a_marker_alone(tmp_path):

@@ -60,6 +60,17 @@ def test_what_is_published_comes_back(tmp_path, cache):
     assert storage.local("runs/a") == Path("runs/a")
 
 
+def test_a_part_of_a_folder_is_in_its_copy(tmp_path):
+    storage.publish(made(tmp_path / "a"), URL)
+    copy = storage.fetch(URL)
+    assert storage.fetch(f"{URL}/deep") == copy / "deep"
+    assert addresses.origin(str(copy / "deep")) == f"{URL}/deep"
+    with pytest.raises(
+        FolderError, match=rf"{URL}/shallow must be in the folder {URL}, received one that holds config.json"
+    ):
+        storage.fetch(f"{URL}/shallow")
+
+
 def test_each_file_comes_once(tmp_path):
     storage.publish(made(tmp_path / "a"), URL)
     copy = storage.fetch(URL)
