@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 from fsspec.callbacks import Callback
 
-from limbeck.addresses import checked, is_url, key_of, place
+from limbeck.addresses import cache_root, checked, is_url, key_of, place
 from limbeck.errors import DataError, FolderError, LimbeckError, ServerError
 from limbeck.folders import (
     MANIFEST,
@@ -259,7 +259,7 @@ def _inside(name: str, url: str) -> str:
 
 
 @contextmanager
-def _shares(advance: Callable[[float], None]) -> Iterator[Callback]:
+def _shares(advance: Callable[[float], None]) -> Iterator[Any]:
     """Tells how much of one file has gone through; all of it at the end."""
     done = 0.0
 
@@ -281,7 +281,7 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
     try:
-        return fs.cat_file(path)
+        return fs.cat_file(path)  # type: ignore[return-value]
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
 
@@ -310,7 +310,7 @@ def _parsed(written: bytes | None) -> dict[str, Any] | None:
     with suppress(ValueError):
         manifest = json.loads(written or b"")
         if isinstance(manifest, dict) and {"kind", "files", "versions"} <= manifest.keys():
-            return manifest
+            return manifest if isinstance(manifest["files"], dict) else None
     return None
 
 
@@ -338,8 +338,14 @@ def _talking(url: str) -> Iterator[None]:
 def _locked(folder: Path, url: str, *, wait: bool) -> Iterator[Path]:
     """One process at a time works on a folder below the cache; yields where to keep things beside it."""
     beside = folder.parents[len(url.partition("://")[2].split("/"))]
-    beside.mkdir(parents=True, exist_ok=True)
-    with (beside / LOCK).open("w") as lock:
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        lock = (beside / LOCK).open("w")
+    except OSError as error:
+        raise FolderError(
+            f"LIMBECK_CACHE must be a folder to write to, received {cache_root()}: {error}. Set it."
+        ) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -96,6 +96,9 @@ def test_a_chain_of_verbs_from_url_to_url(tmp_path, cache):
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     at = "memory://bucket/mine"
     assert run("import", "rollouts.jsonl", "--model", "abacus:base", "--out", f"{at}/rollouts") == f"{at}/rollouts"
+    run("study", "new", "--student", "abacus:base", "--rollouts", f"{at}/rollouts", "--test", "abacus:test")
+    assert f'"{at}/rollouts"' in (tmp_path / "study.toml").read_text()
+    run("study", "plan", "study.toml", "--no-probe")
     small = ("--set", "train.num_steps=1", "--set", "train.batch_size=2")
     train = ("train", "--rollouts", f"{at}/rollouts", "--objective", "sft", *small)
     run(*train, "--base", "abacus:base", "--set", "train.method=full", "--out", f"{at}/start")

@@ -96,7 +96,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_kept(tmp_path, cache):
 
 
 def test_no_manifest_no_folder(tmp_path):
-    for text in ("", "{", '{"name": "of another program"}'):
+    for text in ("", "{", '{"name": "of another program"}', '{"kind": "", "versions": 1, "files": [1]}'):
         put("manifest.json", text)
         with pytest.raises(FolderError, match=f"must lead to a folder that limbeck published .* received {URL}"):
             storage.fetch(URL)
@@ -309,6 +309,14 @@ def test_a_studys_steps_stay(cache):
     assert folders.read_manifest(copy, "study")["files"].keys() == {"report.html", "results/study.json"}
     storage.through(URL, "study", study, overwrite=True)
     assert kept == ["train-a"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    storage.publish(made(tmp_path / "a"), URL)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FolderError, match=r"LIMBECK_CACHE must be a folder to write to, received .*file"):
+        storage.fetch(URL)
 
 
 def test_one_process_at_a_time(cache):

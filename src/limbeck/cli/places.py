@@ -61,11 +61,13 @@ class Verb(TyperCommand):
         call = repr([ctx.command_path, sorted((name, str(value)) for name, value in ctx.params.items() if name != out)])
 
         def write(folder: Path) -> None:
+            typer.echo(f"on this machine until it is published: {folder}", err=True)
             parameters[out].handle_parse_result(ctx, {out: str(folder)}, [])
             super(Verb, self).invoke(ctx)
 
         if os.environ.get("RANK", "0") != "0":  # one of several processes, and not the one that publishes
-            return write(storage.working(urls[out]))
+            parameters[out].handle_parse_result(ctx, {out: str(storage.working(urls[out]))}, [])
+            return super().invoke(ctx)
         with contextlib.redirect_stdout(io.StringIO()):  # the verb names the local folder
             result = storage.through(urls[out], call, write, overwrite=ctx.params.get("overwrite", False))
         typer.echo(result)

@@ -74,6 +74,7 @@ def study_new(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """A commented study for your model and data, and beside it the schema that editors complete its keys from."""
+    from limbeck.addresses import origin
     from limbeck.errors import FolderError
     from limbeck.studies.config import load_study
     from limbeck.studies.new import Given, new_study, write_schema
@@ -84,7 +85,7 @@ def study_new(
     text, notes = new_study(Given(student, rollouts, teacher, problems, test, names, out))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_schema(out.parent)
-    out.write_text(text, encoding="utf-8")
+    out.write_text(origin(text), encoding="utf-8")
     load_study(str(out))
     for note in notes:
         typer.echo(note, err=True)
