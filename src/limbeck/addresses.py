@@ -14,7 +14,8 @@ from pathlib import Path
 
 from limbeck.errors import ConfigError
 
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s,'\"]*")  # anywhere in a text: NAME=s3://a/b,s3://a/c has two
+# Anywhere in a text: NAME=s3://a/b,s3://a/c has two. A comma before an @ is part of a password, which is to be refused whole.
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s,]|,(?=[^\s/]*@))*")
 EMPTY = "%"  # stands in a path for the empty host of file:///data
 READ_ONLY = ("http", "https")
 

@@ -166,9 +166,9 @@ def _reopen(folder: Path) -> None:
     """Nothing finished may stand where another call begins; the steps of a study are used again."""
     if not is_complete(folder):
         return
-    if read_manifest(folder)["kind"] == "study":
-        (folder / MANIFEST).unlink()
-    else:
+    study = read_manifest(folder)["kind"] == "study"
+    (folder / MANIFEST).unlink()
+    if not study:
         shutil.rmtree(folder)
 
 
@@ -177,8 +177,11 @@ def _keep_as_copy(folder: Path, url: str) -> None:
     if read_manifest(folder)["kind"] != "study":
         copy = place("in", key_of((folder / MANIFEST).read_bytes()), url)
         with _locked(copy, url, wait=True):
-            copy.parent.mkdir(parents=True, exist_ok=True)
+            if is_complete(copy):  # the same manifest, the same files
+                shutil.rmtree(folder)
+                return
             shutil.rmtree(copy, ignore_errors=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             os.replace(folder, copy)
 
 

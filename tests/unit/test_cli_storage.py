@@ -70,8 +70,7 @@ def test_every_verb_takes_part():
 @pytest.mark.parametrize(("words", "name"), PLACES, ids=lambda part: part if isinstance(part, str) else " ".join(part))
 def test_no_url_reaches_a_verb_as_a_path(words, name, tmp_path):
     parameter = next(p for p in VERBS[words].params if p.name == name)
-    secret = words_of(words, name, "s3://key:hunter2planted@bucket/x")
-    assert "hunter2planted" not in refusal(*secret)
+    assert "hunter2planted" not in refusal(*words_of(words, name, SECRET))
     if parameter.metavar != WRITES:
         said = refusal(*words_of(words, name, "memory://bucket/absent"))
         expected = (
@@ -80,6 +79,28 @@ def test_no_url_reaches_a_verb_as_a_path(words, name, tmp_path):
         assert expected in said
         assert "memory://bucket/absent" in said
     assert list(tmp_path.glob("*:*")) == []
+
+
+SECRET = "s3://key:hunter2planted@bucket/x"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--base", "abacus:base", "--set", f"rollouts={SECRET}"),
+        ("train", "--config", "run.json"),
+        ("study", "run", "quickstart", "--set", f"rollouts.path={SECRET}"),
+        ("compare", "a", f"b={SECRET},c"),
+        ("compare", f"b={SECRET.replace('hunter', 'x,hunter')}"),
+    ],
+    ids=" ".join,
+)
+def test_a_secret_is_not_written_anywhere(words, tmp_path, cache):
+    (tmp_path / "run.json").write_text(json.dumps({"base": "abacus:base", "rollouts": SECRET}))
+    said = refusal(*words, "--out", "out")
+    assert "without password, token or query" in said
+    assert "hunter2planted" not in said
+    assert not [path for path in tmp_path.rglob("*") if path.name != "run.json"]
 
 
 def run(*words: str) -> str:

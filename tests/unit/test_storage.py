@@ -186,7 +186,7 @@ SECRET = "hunter2planted"
 @pytest.mark.parametrize(
     "url",
     [
-        f"s3://key:{SECRET}@bucket/run", f"s3://key:se/{SECRET}@bucket/run", f"https://{SECRET}@host/run",
+        f"s3://key:{SECRET}@bucket/run", f"s3://key:a,{SECRET}'@bucket/run", f"s3://key:se/{SECRET}@bucket/run", f"https://{SECRET}@host/run",
         f"https://host/run?X-Amz-Signature={SECRET}", f"https://host/run#{SECRET}", f"sftp://me:{SECRET}@host/run",
     ],
 )  # fmt: skip

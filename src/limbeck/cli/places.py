@@ -27,9 +27,7 @@ class Verb(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given, _, _ = self.make_parser(ctx).parse_args(list(args))  # as typed: a Path has lost one slash of "://"
-        ctx.meta["urls"] = {
-            name: value for name, value in given.items() if name not in NOT_PLACES and URL.search(str(value))
-        }
+        ctx.meta["urls"] = {name: value for name, value in given.items() if name not in NOT_PLACES and _urls(value)}
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -52,7 +50,7 @@ class Verb(TyperCommand):
         if out and parameters[out].metavar != WRITES:
             raise _local_only(out, urls[out])
         for name, value in urls.items():
-            for url in URL.findall(str(value)):
+            for url in _urls(value):
                 checked(url, written=name == out)
         for name in urls.keys() - {out}:
             parameters[name].handle_parse_result(ctx, {name: _replaced(urls[name])}, [])
@@ -72,6 +70,11 @@ class Verb(TyperCommand):
             result = storage.through(urls[out], call, write, overwrite=ctx.params.get("overwrite", False))
         typer.echo(result)
         return None
+
+
+def _urls(value: Any) -> list[str]:
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    return [url for text in texts if isinstance(text, str) for url in URL.findall(text)]
 
 
 def _replaced(value: Any) -> Any:
