@@ -153,6 +153,15 @@ def test_a_verb_that_fails_leaves_a_marker_alone(tmp_path):
     assert list(MemoryFileSystem.store) == [f"/bucket/rollouts/{MARKER}"]
 
 
+def test_the_main_of_several_processes_publishes(tmp_path, monkeypatch):
+    row = {"problem_id": "p", "prompt": "What is 1 + 1?", "response": "2. #### 2", "reward": 1}
+    (tmp_path / "rollouts.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setenv("RANK", "1")
+    url = "memory://bucket/rollouts"
+    assert run("import", "rollouts.jsonl", "--model", "abacus:base", "--out", url) == str(storage.working(url))
+    assert MemoryFileSystem.store == {}
+
+
 def test_a_study_behind_a_url_is_reported(tmp_path):
     url = "memory://bucket/study"
 

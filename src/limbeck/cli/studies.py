@@ -155,7 +155,6 @@ def report(
     file_format: Annotated[str | None, typer.Option("--format", help="Of --figures: pdf (the default) or svg.")] = None,
 ) -> None:
     """Results to one self-contained HTML page, with a CSV beside every figure; or its figures as files for print."""
-    from limbeck.addresses import origin
     from limbeck.errors import ConfigError
     from limbeck.report import build, several, vector
     from limbeck.report import markdown as as_markdown
@@ -170,16 +169,6 @@ def report(
         )
     if markdown and len(studies) > 1:
         raise ConfigError(f"--markdown takes one study, received {len(studies)}. Run the command once for each.")
-    if (
-        out is None
-        and len(studies) == 1
-        and not markdown
-        and figures is None
-        and origin(str(studies[0])) != str(studies[0])
-    ):
-        raise ConfigError(
-            f"the report of a study behind a URL needs --out, received {studies[0]} alone. Give a folder or a URL."
-        )
     if figures is not None:
         typer.echo(vector.figures(studies, figures, file_format or "pdf"))
     elif len(studies) > 1:
@@ -187,4 +176,16 @@ def report(
     elif markdown:
         typer.echo(as_markdown(several.results_of(studies[0])), nl=False)
     else:
-        typer.echo(build(several.results_of(studies[0]), out or studies[0]))
+        typer.echo(build(several.results_of(studies[0]), out or _beside(studies[0])))
+
+
+def _beside(study: Path) -> Path:
+    """The study's own folder, where it is one of the user's."""
+    from limbeck.addresses import origin
+    from limbeck.errors import ConfigError
+
+    if origin(str(study)) != str(study):
+        raise ConfigError(
+            f"the report of a study behind a URL needs --out, received {study} alone. Give a folder or a URL."
+        )
+    return study
