@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import limbeck
+from limbeck.addresses import origin
 from limbeck.errors import DataError, FolderError
 
 MANIFEST = "manifest.json"
@@ -117,6 +118,7 @@ def seal(folder: Path | str, *, kind: str = "", facts: Mapping[str, Any] | None 
 
 def refuse_existing(out: Path | str, *, overwrite: bool = False) -> None:
     """Raise early, before the work, what :func:`publish` would raise; a folder that a crash left aside is back first."""
+    _refuse_url(out)
     out = Path(out)
     _restore(out)
     if not out.exists():
@@ -157,6 +159,7 @@ def read_manifest(path: Path | str, kind: str = "") -> dict[str, Any]:
     Raises:
         FolderError: no folder, an unfinished one, or one of another kind.
     """
+    _refuse_url(path)
     path = Path(path)
     if path.is_file():
         way = f"`limbeck import {path} --model MODEL --out DIR` makes one" if kind == "rollouts" else "Give its folder"
@@ -177,13 +180,27 @@ def read_manifest(path: Path | str, kind: str = "") -> dict[str, Any]:
     return manifest
 
 
+def _refuse_url(path: Path | str) -> None:
+    """A URL is no path, and ``Path`` would make a local folder ``s3:`` of it."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) and not Path(path).exists():
+        raise FolderError(
+            f"a folder must be given by its path here, received {path}, which reads as a URL. The command line takes URLs; "
+            "from Python, limbeck.storage reads (fetch) and writes (publish) them."
+        )
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Sorted keys, two spaces, NaN and infinities as null; appears whole or not at all."""
     path = Path(path)
-    text = json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(text.encode("utf-8", "surrogatepass"))
+    temporary.write_bytes(json_bytes(value))
     os.replace(temporary, path)
+
+
+def json_bytes(value: Any) -> bytes:
+    """What :func:`write_json` writes."""
+    text = json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "surrogatepass")
 
 
 def read_json(path: Path | str) -> Any:
@@ -201,6 +218,8 @@ def read_json(path: Path | str) -> Any:
 def plain(value: Any) -> Any:
     """The JSON form of a value: mappings, sequences, numpy and torch scalars, paths; not-a-number becomes null.
 
+    The local copy of a folder behind a URL is named by the URL: records are read on other machines.
+
     >>> plain({"b": float("nan"), "a": (1, Path("x"))})
     {'b': None, 'a': [1, 'x']}
     """
@@ -210,8 +229,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted((plain(item) for item in value), key=repr)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
+    if isinstance(value, (str, os.PathLike)):
+        return origin(os.fspath(value))
     if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
         return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):

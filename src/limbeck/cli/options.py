@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
+from limbeck.cli.places import WRITES, Verb
+
+
+class Verbs(typer.Typer):
+    """A command tree whose verbs take storage URLs for folders."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Callable], Callable]:
+        return super().command(name, cls=Verb, **options)
+
+
+app = Verbs(
     help="Distil reasoning with any objective on identical rollouts, see what it did to the weights, say which is better.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-study_app = typer.Typer(help="A comparison from rollouts to report.", no_args_is_help=True)
-scores_app = typer.Typer(help="Score tables from and to other programs.", no_args_is_help=True)
-world_app = typer.Typer(help="The embedded worlds.", no_args_is_help=True)
+study_app = Verbs(help="A comparison from rollouts to report.", no_args_is_help=True)
+scores_app = Verbs(help="Score tables from and to other programs.", no_args_is_help=True)
+world_app = Verbs(help="The embedded worlds.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 app.add_typer(world_app, name="world")
 app.add_typer(scores_app, name="scores")
@@ -32,6 +43,6 @@ LastNumber = Annotated[
     bool,
     typer.Option("--last-number", help="An answer without box or #### is its last number; the grader's id says so."),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; must be new.")]
+Out = Annotated[Path, typer.Option("--out", metavar=WRITES, help="Folder to write; must be new.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what a finished run left in --out.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a key: section.key=value. Repeatable.")]

@@ -9,6 +9,7 @@ import typer
 
 from limbeck.cli import complete
 from limbeck.cli.options import Out, Overwrite, Settings, app, study_app
+from limbeck.cli.places import WRITES
 
 Study = Annotated[
     str,
@@ -73,6 +74,7 @@ def study_new(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """A commented study for your model and data, and beside it the schema that editors complete its keys from."""
+    from limbeck.addresses import origin
     from limbeck.errors import FolderError
     from limbeck.studies.config import load_study
     from limbeck.studies.new import Given, new_study, write_schema
@@ -83,7 +85,7 @@ def study_new(
     text, notes = new_study(Given(student, rollouts, teacher, problems, test, names, out))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_schema(out.parent)
-    out.write_text(text, encoding="utf-8")
+    out.write_text(origin(text), encoding="utf-8")
     load_study(str(out))
     for note in notes:
         typer.echo(note, err=True)
@@ -141,7 +143,9 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Where report.html goes; by default the study's folder, of several studies `report`."
+            "--out",
+            metavar=WRITES,
+            help="Where report.html goes; by default the study's folder, of several studies `report`.",
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Sentences and tables to stdout instead.")] = False,
@@ -172,4 +176,16 @@ def report(
     elif markdown:
         typer.echo(as_markdown(several.results_of(studies[0])), nl=False)
     else:
-        typer.echo(build(several.results_of(studies[0]), out or studies[0]))
+        typer.echo(build(several.results_of(studies[0]), out or _beside(studies[0])))
+
+
+def _beside(study: Path) -> Path:
+    """The study's own folder, where it is one of the user's."""
+    from limbeck.addresses import origin
+    from limbeck.errors import ConfigError
+
+    if origin(str(study)) != str(study):
+        raise ConfigError(
+            f"the report of a study behind a URL needs --out, received {study} alone. Give a folder or a URL."
+        )
+    return study

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from limbeck.doctor.tokens import config_of, examine_tokenizer, generation_of, r
 from limbeck.errors import LimbeckError
 from limbeck.objectives import find
 from limbeck.problems.prompts import stop_ids
+from limbeck.storage import local
 from limbeck.train.engine import make_engine, trainable
 from limbeck.train.models import add_adapter, load_model, model_context, model_folder, unfreeze
 from limbeck.train.run import check
@@ -97,7 +97,7 @@ def _rollouts(
     if tokenizer is None:
         return [read(says="not looked at without a tokenizer", remedy="See to the tokenizer first.")], None
     try:
-        rollout_set = read_any(Path(config.rollouts), tokenizer)
+        rollout_set = read_any(local(config.rollouts), tokenizer)
         stops = stop_ids(tokenizer, generation_of(config.base))
     except (LimbeckError, OSError) as error:
         remedy = "Mend the file as it says, or give the folder that `limbeck import` or `limbeck sample` wrote."

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from limbeck.errors import DataError, nearest
 from limbeck.folders import file_digest, read_json
+from limbeck.storage import local
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # train-00000-of-00002
@@ -74,7 +75,7 @@ def find_source(given: Path | str) -> Source:
     Raises:
         DataError: no such file, another ending, a folder without data, with several sets, or without that split.
     """
-    path, split = Path(given), ""
+    path, split = local(given), ""
     if not path.exists() and ":" in str(given):
         folder, _, split = str(given).rpartition(":")
         path = Path(folder)

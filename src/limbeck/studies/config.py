@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from limbeck.addresses import is_url
 from limbeck.batches.signal import SignalConfig
 from limbeck.config import FRAMES_OF_NONE, Config, LiveConfig, SubspaceConfig, TrainConfig, load, override, parse
 from limbeck.errors import ConfigError, nearest
+from limbeck.storage import fetch
 
 PACKAGED = Path(__file__).parent
 WRITERS = ("teacher", "student")  # of rollouts, beside arms
@@ -268,20 +270,21 @@ def load_study(name: str, settings: tuple[str, ...] = ()) -> StudyConfig:
     elif not path.suffix:
         raise ConfigError(f'there is no packaged study "{name}" and no file of that name. {nearest(name, packaged())}')
     values = override(load(path), settings)
-    if name not in packaged():
-        values = _anchored(values, path.resolve().parent)
+    values = _anchored(values, Path() if name in packaged() else path.resolve().parent)
     config = parse(StudyConfig, values, where="study")
     _check(config)
     return config
 
 
 def _anchored(values: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Paths that exist beside the file become absolute; anything else stays as it was given."""
+    """Paths that exist beside the file become absolute, URLs the copies of their folders; anything else stays as given."""
 
     def anchor(key: str, value: Any) -> Any:
         if isinstance(value, dict):
             return {k: anchor(k, v) for k, v in value.items()}
         if key in ("student", "teacher", "path") and isinstance(value, str):
+            if is_url(value):
+                return str(fetch(value))
             name = value.rpartition(":")[0] if key == "path" and not (root / value).exists() else value
             return str(root / value) if name and (root / name).exists() else value
         return value

@@ -22,6 +22,7 @@ from limbeck.folders import digest_of, read_json
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.dense.decompose import decompose
 from limbeck.geometry.dense.krylov import leading
+from limbeck.storage import local
 from limbeck.train.models import load_model
 from limbeck.train.subspace import Frame, Subspace, hidden_matrices
 
@@ -46,7 +47,7 @@ def origin(config: SubspaceConfig) -> Origin | None:
     """
     if config.of in FRAMES_OF_NONE:
         return None
-    before = config.against or _stated(Path(config.of))
+    before = config.against or _stated(local(config.of))
     after = locate(config.of, before)
     if not before and after.adapter is None:
         raise ConfigError(

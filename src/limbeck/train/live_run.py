@@ -21,6 +21,7 @@ from limbeck.objectives.vocabulary import check_same_map
 from limbeck.problems.grading import GRADER_ID
 from limbeck.problems.prompts import prompt_ids, stop_ids
 from limbeck.rollouts.store import read_rollouts
+from limbeck.storage import local
 from limbeck.train.engine import Engine
 from limbeck.train.job import Job
 from limbeck.train.live import Stage, run_live, stages_of
@@ -54,7 +55,7 @@ def live_job(
     """
     live = _live(config)
     stages = stages_of(live, config.train)
-    given = read_rollouts(Path(config.rollouts)) if config.rollouts else None
+    given = read_rollouts(local(config.rollouts)) if config.rollouts else None
     _check(config, stages, processes)
     tokenizer = load_tokenizer(config.base)
     frozen = _frozen(config, stages, model, tokenizer)

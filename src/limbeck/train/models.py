@@ -15,6 +15,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from limbeck.addresses import origin
 from limbeck.config import LoraConfig
 from limbeck.errors import ModelError
 from limbeck.folders import digest_of, file_digest
@@ -35,6 +36,7 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedMo
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{path} must load as a transformers causal language model, received: {error}") from error
+    model.name_or_path = model.config.name_or_path = origin(str(path))  # as peft's card beside an adapter has it
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()  # type: ignore[arg-type]
 

@@ -30,6 +30,7 @@ from limbeck.folders import (
 from limbeck.geometry.delta import init_digest
 from limbeck.objectives import check_knobs, find, inputs
 from limbeck.rollouts.store import read_rollouts
+from limbeck.storage import local
 from limbeck.train.checkpoint import trained_weights
 from limbeck.train.data import fewer, prepare
 from limbeck.train.engine import Engine, make_engine, outside, precision, update_norm
@@ -234,7 +235,7 @@ def _read_rollouts(config: RunConfig, objective: Objective) -> RolloutSet:
             "a run learns from rollouts, received none. Give a rollouts folder (--rollouts), or problems that the student "
             "answers as it goes (--problems)."
         )
-    rollout_set = read_rollouts(Path(config.rollouts))
+    rollout_set = read_rollouts(local(config.rollouts))
     check_scores(config, objective, rollout_set)
     return rollout_set
 

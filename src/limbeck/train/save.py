@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from limbeck.addresses import origin
 from limbeck.config import LoraConfig
 from limbeck.folders import write_json
 from limbeck.geometry.adapters import read_adapter
@@ -34,7 +35,7 @@ def save_adapter(
 ) -> None:
     """The trained factors in PEFT's format, with the digests of base and initial factors beside them."""
     for peft_config in model.peft_config.values():
-        peft_config.base_model_name_or_path = base
+        peft_config.base_model_name_or_path = origin(base)
         # peft keeps a set, which is written in another order by every process
         peft_config.target_modules = sorted(lora.targets)  # type: ignore[attr-defined]
     # an adapter on projections touches no embedding

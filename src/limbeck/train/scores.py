@@ -20,6 +20,7 @@ from limbeck.errors import ConfigError, ProvenanceError, nearest
 from limbeck.folders import digest_of, read_manifest
 from limbeck.heads import Head
 from limbeck.objectives import inputs
+from limbeck.storage import local
 from limbeck.train.models import load_tokenizer, model_digest
 from limbeck.train.processes import gathered
 from limbeck.types import Objective, RolloutSet
@@ -83,7 +84,7 @@ def read_all(
     found = Scores({}, {}, {})
     anchor = config.anchor or config.base
     for name in inputs(objective):
-        path = Path(config.scores[name]) if name in config.scores else None
+        path = local(config.scores[name]) if name in config.scores else None
         if path and name.startswith("reference") and read_manifest(path)["model_digest"] != model_digest(anchor):
             raise ProvenanceError(
                 f"{name} must be the untouched base's, received scores that another model than {anchor} "
@@ -135,4 +136,4 @@ def _reference(
 
 def score_digests(config: RunConfig) -> dict[str, str]:
     """What identifies each stored score that a run reads, by input name."""
-    return {name: digest_of(read_manifest(Path(path))["files"]) for name, path in config.scores.items()}
+    return {name: digest_of(read_manifest(local(path))["files"]) for name, path in config.scores.items()}

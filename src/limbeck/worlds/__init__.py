@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from limbeck.errors import ConfigError, nearest
+from limbeck.storage import local
 
 ROOT = Path(__file__).parent
 WORLDS = ("abacus",)
 
 
 def resolve(name: str) -> Path:
-    """The folder of a model: a path as it is, or ``world:model`` inside the package.
+    """The folder of a model: a path as it is, the copy of a URL's, or ``world:model`` inside the package.
 
     >>> resolve("abacus:base").name
     'base'
     """
     world, sign, model = name.partition(":")
     if not sign or world not in WORLDS:
-        return Path(name).expanduser()
+        return local(name).expanduser()
     folder = ROOT / world / model
     known = sorted(p.parent.name for p in (ROOT / world).glob("*/config.json"))
     if model not in known:
