@@ -74,7 +74,7 @@ def ours(url: str, journal: str, num: int) -> dict[str, Any]:
     from limbeck.rollouts.server.wire import request_seed
     from limbeck.train.models import load_tokenizer
 
-    server = Server(url=url, model="m", concurrency=CONCURRENCY, require_logprobs=True)
+    server = Server(urls=(url,), model="m", concurrency=CONCURRENCY, require_logprobs=True)
     decoding = Decoding(sampling_temperature=1.0, max_new_tokens=TOKENS)
     sampler = ServerSampler(server, load_tokenizer("abacus:base"), decoding, stop_ids=[END], journal=Path(journal))
     prompts = [Prompt(key=f"p/{n}", ids=(n % 100 + 20,) * PROMPT_TOKENS, text="") for n in range(num)]

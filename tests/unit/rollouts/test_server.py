@@ -66,11 +66,17 @@ def prompts_of(tokenizer, num: int, samples: int = 1) -> list[Prompt]:
 def sampler_of(
     server, tokenizer, *, journal=None, temperature=1.0, restart=False, max_new_tokens=24, seed=0, **settings
 ):
-    url = server if isinstance(server, str) else server.url
+    servers = server if isinstance(server, (list, tuple)) else [server]
+    urls = tuple(each if isinstance(each, str) else each.url for each in servers)
     settings = {"model": "m", "patience_seconds": 5, "concurrency": 4} | settings
     decoding = Decoding(sampling_temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     return ServerSampler(
-        Server(url=url, **settings), tokenizer, decoding, stop_ids=stop_ids(tokenizer), journal=journal, restart=restart
+        Server(urls=urls, **settings),
+        tokenizer,
+        decoding,
+        stop_ids=stop_ids(tokenizer),
+        journal=journal,
+        restart=restart,
     )
 
 
@@ -210,7 +216,7 @@ def test_while_a_server_is_silent_it_is_said(tokenizer, monkeypatch):
     monkeypatch.setattr(retries_module, "TELL_SECONDS", 0.0)
     said = []
     sampler = sampler_of("http://127.0.0.1:9", tokenizer, patience_seconds=0.2)
-    sampler.tell = said.append
+    sampler.client.tell = said.append
     with pytest.raises(ServerError, match="connection"):
         sampler(prompts_of(tokenizer, 1))
     assert "waiting for the server (connection (ConnectError))" in said[0]
@@ -428,13 +434,13 @@ def test_what_is_known_to_be_inexact_is_said(tokenizer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"url": "localhost:8000"}, "http://localhost:8000/v1"),
-        ({"url": "ftp://host"}, r"must be http\(s\)"),
-        ({"url": f"http://me:{KEY}@host"}, "without user"),
-        ({"url": f"http://host/v1?key={KEY}"}, "without user"),
-        ({"url": "http://h", "api": "chta"}, 'Did you mean "chat"'),
-        ({"url": "http://h", "concurrency": 0}, "concurrency >= 1"),
-        ({"url": "http://h", "api_key": "a\nb"}, "printable"),
+        ({"urls": ("localhost:8000",)}, "http://localhost:8000/v1"),
+        ({"urls": ("ftp://host",)}, r"must be http\(s\)"),
+        ({"urls": (f"http://me:{KEY}@host",)}, "without user"),
+        ({"urls": (f"http://host/v1?key={KEY}",)}, "without user"),
+        ({"urls": ("http://h",), "api": "chta"}, 'Did you mean "chat"'),
+        ({"urls": ("http://h",), "concurrency": 0}, "concurrency >= 1"),
+        ({"urls": ("http://h",), "api_key": "a\nb"}, "printable"),
     ],
 )
 def test_settings_that_lead_nowhere_are_refused(settings, message):
@@ -524,7 +530,7 @@ def test_the_key_is_sent_and_never_written(tokenizer, tmp_path, monkeypatch):
         assert any(path.name == "journal.jsonl" for path in written)
         code, rest = call(*command(server, out, "--concurrency", "1"))
         assert code == 0
-    for text in (said, rest, repr(Server(url="http://h", model="m", api_key=KEY))):
+    for text in (said, rest, repr(Server(urls=("http://h",), model="m", api_key=KEY))):
         assert KEY not in text
     for path in [*written, *(path for path in tmp_path.rglob("*") if path.is_file())]:
         assert not path.exists() or KEY.encode() not in path.read_bytes()
