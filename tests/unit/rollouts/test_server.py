@@ -28,7 +28,7 @@ from limbeck.rollouts.store import read_rollouts
 from limbeck.train.models import load_model, load_tokenizer
 from limbeck.types import Finish
 from limbeck.worlds.abacus.generator import generate
-from serving import completion, serving, text_completion
+from serving import completion, serving, text_completion, told
 
 BASE = "abacus:base"
 KEY = "sk-never-to-be-written-0123456789"
@@ -102,10 +102,6 @@ def echoes(tokenizer):
     return answer
 
 
-def told(seed: int) -> list[int]:
-    return [10 + seed // 150**n % 150 for n in range(3)]
-
-
 def assert_each_once(prompts, done):
     for prompt, found in zip(prompts, done, strict=True):
         assert list(found.ids[:3]) == told(request_seed(Decoding(), prompt.key))
@@ -157,38 +153,47 @@ from pathlib import Path
 from unit.rollouts.test_server import prompts_of, sampler_of
 from limbeck.train.models import load_tokenizer
 tokenizer = load_tokenizer("abacus:base")
-sampler_of({url!r}, tokenizer, journal=Path({journal!r}))(prompts_of(tokenizer, 60, samples=2))
+sampler_of({urls!r}, tokenizer, journal=Path({journal!r}))(prompts_of(tokenizer, 60, samples=2))
 """
 
 
-def test_a_killed_client_continues_and_asks_nothing_twice(tokenizer, tmp_path):
+def test_a_killed_client_continues_at_other_addresses_and_asks_nothing_twice(tokenizer, tmp_path):
     journal = tmp_path / "journal.jsonl"
     prompts = prompts_of(tokenizer, 60, samples=2)
     seeds = {request_seed(Decoding(), prompt.key): prompt.key for prompt in prompts}
     enough = threading.Event()
 
     def slowly(number: int, body: dict) -> str | None:
-        if number > 40:
+        if number > 20:
             enough.set()
-        return "delay" if number > 30 else None
+        return "delay" if number > 15 else None
 
-    with serving(echoes(tokenizer), slowly) as server:
-        code = CLIENT.format(tests=str(Path(__file__).parents[2]), url=server.url, journal=str(journal))
+    with serving(echoes(tokenizer), slowly) as old, serving(echoes(tokenizer), slowly) as kept:
+        urls = (old.url, kept.url)
+        code = CLIENT.format(tests=str(Path(__file__).parents[2]), urls=urls, journal=str(journal))
         client = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
         assert enough.wait(60), client.stderr.read()
         client.kill()
         client.wait()
         client.stderr.close()
-        saved = {json.loads(line)["key"] for line in journal.read_bytes().splitlines()[2:]}
-        before = len(server.asked)
+        lines = [json.loads(line) for line in journal.read_bytes().splitlines()[2:]]
+        saved = Counter(line["from"] for line in lines)
         with journal.open("ab") as file:
             file.write(b'{"key":"torn","ids":[1,')  # as a machine that lost power leaves it
-        server.delay = 0
-        done = sampler_of(server, tokenizer, journal=journal)(prompts)
-        again = [seeds[request["body"]["seed"]] for request in server.asked[before:]]
-    assert 20 < len(saved) < len(prompts)
+        before, kept.delay = len(kept.asked), 0
+        with serving(echoes(tokenizer)) as new:
+            sampler = sampler_of([new, kept], tokenizer, journal=journal)
+            done = sampler(prompts)
+            asked = [*new.asked, *kept.asked[before:]]
+    assert 20 < len(lines) < len(prompts)
     assert_each_once(prompts, done)
-    assert Counter(again) == Counter(prompt.key for prompt in prompts if prompt.key not in saved)
+    again = Counter(seeds[request["body"]["seed"]] for request in asked)
+    assert again == Counter({prompt.key for prompt in prompts} - {line["key"] for line in lines})
+    counts = sampler.provenance()["server"]["endpoints"]
+    assert set(counts) == {f"{server.url}/v1/" for server in (old, kept, new)}
+    assert counts[f"{old.url}/v1/"] == saved[f"{old.url}/v1/"] > 0
+    assert counts[f"{new.url}/v1/"] == len(new.asked) > 0
+    assert sum(counts.values()) == len(prompts)
     assert (
         sampler_of("http://127.0.0.1:9", tokenizer, journal=journal)(prompts) == done
     )  # all on record: nobody is asked
