@@ -13,7 +13,7 @@ from typing import Any, Generic
 from limbeck.errors import ConfigError, ServerError, nearest
 from limbeck.rollouts.journal import Journal
 from limbeck.rollouts.server.endpoint import AUTO, KEY_VARIABLES, Server
-from limbeck.rollouts.server.exchange import Exchange, Served
+from limbeck.rollouts.server.exchange import NO_WAY, Exchange, Served
 from limbeck.rollouts.server.pool import Endpoint, Pool
 from limbeck.rollouts.server.retries import HaltError, Patience
 from limbeck.rollouts.server.wire import Reply, T, Way
@@ -30,6 +30,7 @@ class Client(Generic[T]):
         journal: file for finished answers, or None to keep them in memory.
         restart: drop what the journal holds where it is that of other settings.
         tell: called with a sentence while the server does not answer.
+        instead: what to do where the server takes none of the ways.
 
     Raises:
         ConfigError: ``server.api`` is none of the ways.
@@ -43,14 +44,17 @@ class Client(Generic[T]):
         journal: Path | None,
         restart: bool,
         tell: Callable[[str], None],
+        instead: str = "",
     ) -> None:
         if server.api not in (AUTO, *ways):
             raise ConfigError(f'api "{server.api}" is for something else. {nearest(server.api, (AUTO, *ways))}')
         self.server, self.ways, self.journal, self.restart, self.tell = server, ways, journal, restart, tell
+        self.instead = instead
         self.troubles: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         self.served: Served | None = None
+        self.largest_gap: float | None = None
 
     def __call__(
         self, items: Sequence[T], identity: Mapping[str, Any], *, advance: Callable[[int], None]
@@ -78,7 +82,8 @@ class Client(Generic[T]):
             missing = [item for item in items if item.key not in records]
             advance(len(items) - len(missing))
             if missing:
-                self._ask(missing, records, keep, advance, num_items=len(items))
+                known = next(((item, records[item.key]) for item in items if item.key in records), None)
+                self._ask(missing, known, keep, advance, num_items=len(items))
         found = [records[item.key] for item in items]
         self.notes = Counter(note for record in found for note in record["notes"])
         self.answers = Counter(record["from"] for record in found if "from" in record)
@@ -100,7 +105,7 @@ class Client(Generic[T]):
     def _ask(
         self,
         missing: Sequence[T],
-        records: Mapping[str, Any],
+        known: tuple[T, Mapping[str, Any]] | None,
         keep: Callable[[str, dict[str, Any]], None],
         advance: Callable[[int], None],
         *,
@@ -110,7 +115,7 @@ class Client(Generic[T]):
 
         def took(item: T, reply: Reply, served: Served, endpoint: Endpoint) -> None:
             nonlocal num_saved
-            if HEADER not in records:
+            if self.served is None:
                 self.served = served
                 keep(HEADER, asdict(served))
             keep(item.key, {**reply.record, "from": endpoint.base})
@@ -126,6 +131,7 @@ class Client(Generic[T]):
             patience=Patience(seconds=seconds, tell=self.tell),
             took=took,
             served=self.served,
+            probe=known,
             troubles=self.troubles,
         )
         reason = ""
@@ -133,6 +139,7 @@ class Client(Generic[T]):
             asyncio.run(exchange.run(missing))
         except HaltError as halt:
             reason = str(halt)
+        self.largest_gap = exchange.largest_gap
         set_aside = exchange.patience.set_aside
         if set_aside and not reason:
             key, why = next(iter(set_aside.items()))
@@ -143,6 +150,7 @@ class Client(Generic[T]):
     def _gave_up(self, reason: str, endpoints: str, num_saved: int, num_items: int) -> ServerError:
         troubles = ", ".join(f"{count} x {kind}" for kind, count in self.troubles.most_common(5))
         key = f" Set {KEY_VARIABLES[0]} to a key that it takes." if reason.startswith(("HTTP 401", "HTTP 403")) else ""
+        instead = f" {self.instead}" if reason.startswith(NO_WAY) else ""
         if self.journal:
             way_out = (
                 f"{num_saved} of {num_items} answers are saved in {self.journal.parent}: the same command continues."
@@ -153,5 +161,5 @@ class Client(Generic[T]):
             f"{' or '.join(self.server.bases)} must answer every prompt for the model {self.server.model!r} within "
             f"{self.server.patience_seconds:g} s of patience, received {reason}"
             f"{f' (in all: {troubles})' if troubles else ''}.{f' Of several, {endpoints}.' if endpoints else ''}"
-            f"{key} {way_out}"
+            f"{key}{instead} {way_out}"
         )

@@ -33,6 +33,8 @@ from limbeck.rollouts.server.wire import AnswerError, Reply, T, Way
 LARGEST_ANSWER = 64 * 2**20  # bytes
 REPEATED = (408, 409, 425, 429)  # and all that blame the server, but 501: not implemented
 ANOTHER_WAY = (200, 400, 404, 405, 413, 415, 422, 501)  # may be about the way of asking; 200 where a field is not there
+LARGEST_GAP = 0.2  # nats a token: 16-bit arithmetic in other batches is off by hundredths, another model by more
+NO_WAY = "no way of asking that it takes"
 NOT_HERE = (401, 403, 404)  # at the first contact with an address: no key, or no such model
 
 
@@ -51,7 +53,14 @@ class Served:
 
 @dataclass(slots=True, kw_only=True)
 class Exchange(Generic[T]):
-    """The state of one call. ``took`` is called with every answer, once; ``served`` is None until the first."""
+    """The state of one call.
+
+    Attributes:
+        took: called with every answer, once.
+        served: None until the first answer.
+        probe: an item and what is on record for it, to compare addresses by, see ``Way.gap``; None until the first answer.
+        largest_gap: between what is on record and what an address said to the same, None where nothing was compared.
+    """
 
     server: Server
     ways: Mapping[str, Way[T]]
@@ -59,6 +68,8 @@ class Exchange(Generic[T]):
     patience: Patience
     took: Callable[[T, Reply, Served, Endpoint], None]
     served: Served | None = None
+    probe: tuple[T, Mapping[str, Any]] | None = None
+    largest_gap: float | None = None
     troubles: Counter[str] = field(default_factory=Counter)
 
     async def run(self, items: Sequence[T]) -> None:
@@ -106,13 +117,15 @@ class Exchange(Generic[T]):
                     return
                 attempt, failed = attempt + 1, set()
             except RefusalError as refusal:
-                self.troubles[f"HTTP {refusal.status}"] += 1
+                self.troubles[refusal.kind] += 1
                 self.pool.refused(endpoint, refusal)
                 refused[endpoint] = refusal
                 failed = set()  # whoever failed is worth another try before the request is given up
             else:
                 self.pool.answered(endpoint)
                 self.patience.succeeded()
+                if self.probe is None:
+                    self.probe, endpoint.compared = (item, reply[0].record), True
                 self.took(item, *reply, endpoint)
                 return
         if self.pool.all_gone():
@@ -126,6 +139,7 @@ class Exchange(Generic[T]):
                 return await self._find_way(client, endpoint, item)
             api, way = self.served.api, self.ways[self.served.api]
             try:
+                await self._compare(client, endpoint, way)
                 reply = await self._post(client, endpoint, way, item)
             except RefusalError as refusal:
                 excused = way.excused(refusal)
@@ -151,16 +165,13 @@ class Exchange(Generic[T]):
                     raise HaltError(str(refusal)) from refusal
                 refusals.append(f"{api} ({way.sends}): {refusal}")
                 continue
-            return reply, self._checked(endpoint, api, reply)
-        raise HaltError("no way of asking that it takes: " + "; ".join(refusals))
+            served = self._checked(endpoint, api, reply)
+            await self._compare(client, endpoint, way)  # where another address was quicker
+            return reply, served
+        raise HaltError(f"{NO_WAY}: {'; '.join(refusals)}")
 
     def _checked(self, endpoint: Endpoint, api: str, reply: Reply) -> Served:
-        """The model must be the one that was asked for, and stay the same, at every address.
-
-        Raises:
-            HaltError: it never was, at an address that is met for the first time.
-            TroubleError: it is no longer.
-        """
+        """The model must be the one that was asked for, and stay the same, at every address."""
         said = Served(api=api, model=reply.served, version=reply.version)
         if self.served is None and same_model(self.server.model, said.model):
             self.served = said
@@ -169,10 +180,25 @@ class Exchange(Generic[T]):
         text = f"answers by another model ({said.shown})"
         if self.served and replace(said, api=self.served.api) == self.served:
             text = f"another way of asking ({api})"
+        raise self._another(endpoint, text)
+
+    async def _compare(self, client: httpx2.AsyncClient, endpoint: Endpoint, way: Way[T]) -> None:
+        """Ask an address that is new, or failed, for what is on record: other weights under the same name show."""
+        if endpoint.compared or self.probe is None or way.gap is None:
+            return
+        item, record = self.probe
+        gap = way.gap(record, (await self._post(client, endpoint, way, item)).record)
+        self.largest_gap = max(self.largest_gap or 0.0, gap)
+        if not gap <= LARGEST_GAP:
+            raise self._another(endpoint, f"answers by other weights ({gap:.2g} nats a token off what is on record)")
+        endpoint.compared = True
+
+    def _another(self, endpoint: Endpoint, text: str) -> HaltError | TroubleError:
+        """Another model ends the call at an address that is met for the first time; later on it is trouble there."""
         if endpoint.met:
-            raise TroubleError(text)
+            return TroubleError(text)
         first = f", where {self.served.shown} answered at first (asked by {self.served.api})" if self.served else ""
-        raise HaltError(f"{text} at {endpoint.base}{first}")
+        return HaltError(f"{text} at {endpoint.base}{first}")
 
     async def _post(self, client: httpx2.AsyncClient, endpoint: Endpoint, way: Way[T], item: T) -> Reply:
         data = await self._call(client, "POST", endpoint.base, way.path, json.dumps(way.body(item)).encode())

@@ -30,6 +30,7 @@ class Endpoint:
         met: it has been asked before, whatever came of it.
         answered: it has answered, so its model is known to be the right one.
         name: of the model as its list of models has it, None where that is to be asked; see ``Way.names``.
+        compared: what it says was compared with what is on record, since it failed last.
         gone: not asked again, for good.
         said: what went wrong last.
     """
@@ -40,6 +41,7 @@ class Endpoint:
     met: bool = False
     answered: bool = False
     name: str | None = None
+    compared: bool = False
     gone: bool = False
     said: str = ""
     failures: int = 0  # in a row, as the next two
@@ -114,7 +116,8 @@ class Pool:
             sent: when the request was sent: what was under way before a rest does not lengthen it.
         """
         now = time.monotonic()
-        endpoint.met, endpoint.said, endpoint.name = True, str(trouble), None
+        endpoint.met, endpoint.said = True, str(trouble)
+        endpoint.name, endpoint.compared = None, False  # it may have come back as somebody else
         endpoint.failures += 1
         rest = trouble.retry_after
         if endpoint.failures == DOUBT:

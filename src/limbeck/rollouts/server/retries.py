@@ -27,7 +27,8 @@ class RefusalError(Exception):
     """An attempt that the server refused for good: asking again gets the same. 200 for an answer without the field."""
 
     def __init__(self, status: int, said: str) -> None:
-        super().__init__(f"HTTP {status}: {said}" if said else f"HTTP {status}")
+        self.kind = said if status == 200 else f"HTTP {status}"
+        super().__init__(self.kind if status == 200 or not said else f"{self.kind}: {said}")
         self.status = status
 
 

@@ -13,6 +13,8 @@ from limbeck.rollouts.server.endpoint import Server
 from limbeck.rollouts.server.scoring import NEVER, Passage, scoring_ways
 from limbeck.types import Rollout
 
+INSTEAD = "Where the weights are at hand, `limbeck score --model FOLDER` scores with the model itself."
+
 
 class ServerScorer:
     """What :func:`limbeck.batches.score.score_rollouts` does, by the model behind a server.
@@ -39,7 +41,8 @@ class ServerScorer:
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.server = server
-        self.client = Client(server, scoring_ways(server.model), journal=journal, restart=restart, tell=tell)
+        ways = scoring_ways(server.model)
+        self.client = Client(server, ways, journal=journal, restart=restart, tell=tell, instead=INSTEAD)
 
     def __call__(
         self, rollouts: Sequence[Rollout], *, advance: Callable[[int], None] = lambda num: None
@@ -68,7 +71,8 @@ class ServerScorer:
 
     def provenance(self) -> dict[str, Any]:
         """What a folder of log-probs records of where they came from; the weights' digest cannot be known here."""
-        return {"model": self.server.model, "server": self.client.provenance()}
+        about = {**self.client.provenance(), "largest_gap_nats": self.client.largest_gap}
+        return {"model": self.server.model, "server": about}
 
 
 def _passage(rollout: Rollout) -> Passage:

@@ -51,6 +51,7 @@ def _vllm(model: str) -> Way[Passage]:
         body=lambda passage: body | {"prompt": list(passage.ids)},
         read=_read_vllm,
         excused=_too_long,
+        gap=mean_gap,
     )
 
 
@@ -62,7 +63,9 @@ def _sglang(model: str) -> Way[Passage]:
         returned = {"return_logprob": True, "logprob_start_len": passage.num_prompt - 1}
         return {"input_ids": list(passage.ids), "sampling_params": parameters, **returned}
 
-    return Way(path="/generate", sends="token ids", body=body, read=_read_sglang, excused=_too_long, names=False)
+    return Way(
+        path="/generate", sends="token ids", body=body, read=_read_sglang, excused=_too_long, gap=mean_gap, names=False
+    )
 
 
 def _echo(model: str) -> Way[Passage]:
@@ -73,6 +76,7 @@ def _echo(model: str) -> Way[Passage]:
         body=lambda passage: body | {"prompt": list(passage.ids)},
         read=_read_echo,
         excused=_too_long,
+        gap=mean_gap,
     )
 
 
@@ -101,7 +105,7 @@ def _read_sglang(payload: Any, passage: Passage) -> Reply:
     given = about.get("input_token_logprobs") if isinstance(about, dict) else None
     if given is None:
         raise RefusalError(200, "no meta_info.input_token_logprobs")
-    last = given[-len(passage.response) :] if isinstance(given, list) else []
+    last = given[-len(passage.response) :] if isinstance(given, list) else [None]
     if not all(isinstance(entry, list) and len(entry) >= 2 for entry in last):
         raise AnswerError("input_token_logprobs that cannot be read")
     if tuple(entry[1] for entry in last) != passage.response:
@@ -113,9 +117,11 @@ def _read_echo(payload: Any, passage: Passage) -> Reply:
     """``choices[0].logprobs.token_logprobs`` over the echoed prompt; whose they are is not said."""
     given = the_choice(payload).get("logprobs")
     values = given.get("token_logprobs") if isinstance(given, dict) else None
-    if not isinstance(values, list) or len(values) < len(passage.response):
-        raise RefusalError(200, "no logprobs.token_logprobs of the echoed prompt in choices[0]")
-    if len(values) != len(passage.ids):
+    if not isinstance(values, list):
+        raise RefusalError(200, "no logprobs.token_logprobs in choices[0]")
+    if len(values) < len(passage.ids):  # those of a sampled token only: the echo was ignored
+        raise RefusalError(200, f"token_logprobs of {len(values)} tokens for a prompt of {len(passage.ids)}")
+    if len(values) > len(passage.ids):
         raise AnswerError("token_logprobs of another prompt")
     return _reply(values[passage.num_prompt :], payload, served=payload.get("model"), notes=("ids_not_returned",))
 
@@ -131,3 +137,15 @@ def _too_long(refusal: RefusalError) -> dict[str, Any] | None:
     return (
         {"logprobs": None, "notes": ["too_long"]} if refusal.status == 400 and TOO_LONG.search(str(refusal)) else None
     )
+
+
+def mean_gap(record: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Mean absolute difference of two scores of one rollout, nats a token; 0 where one of them has no numbers.
+
+    >>> mean_gap({"logprobs": [-1.0, -2.0]}, {"logprobs": [-1.5, -2.0]})
+    0.25
+    """
+    if record["logprobs"] is None or other["logprobs"] is None:
+        return 0.0
+    pairs = list(zip(record["logprobs"], other["logprobs"], strict=True))
+    return sum(abs(a - b) for a, b in pairs) / len(pairs)

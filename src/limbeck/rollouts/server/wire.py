@@ -56,6 +56,7 @@ class Way(Generic[T]):
         body: an item to the JSON that is sent.
         read: the decoded answer to an item; raises :class:`AnswerError`, or ``LackError`` for a field that is needed.
         excused: what goes on record for an item that is refused like this, None where it must not be refused.
+        gap: how far two records of one item are apart, nats a token; None where answers are drawn and may differ.
         names: an answer names the model; otherwise the server's list of models is asked.
     """
 
@@ -64,6 +65,7 @@ class Way(Generic[T]):
     body: Callable[[T], dict[str, Any]]
     read: Callable[[Any, T], Reply]
     excused: Callable[[RefusalError], dict[str, Any] | None] = field(default=lambda refusal: None)
+    gap: Callable[[Mapping[str, Any], Mapping[str, Any]], float] | None = None
     names: bool = True
 
 
