@@ -23,6 +23,7 @@ from limbeck.rollouts.protocol import Prompt
 from limbeck.rollouts.sample import Decoding, complete
 from limbeck.rollouts.server import Server, ServerSampler
 from limbeck.rollouts.server import retries as retries_module
+from limbeck.rollouts.server.scoring import SCORING_NOTES
 from limbeck.rollouts.server.wire import APIS, NOTES, AnswerError, prompt_text, read_answer, request_seed
 from limbeck.rollouts.store import read_rollouts
 from limbeck.train.models import load_model, load_tokenizer
@@ -543,9 +544,10 @@ def test_the_key_is_sent_and_never_written(tokenizer, tmp_path, monkeypatch):
 
 def test_the_page_says_what_may_be_inexact_and_which_options_there_are():
     page = (Path(__file__).parents[3] / "docs" / "servers.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE))
-    assert {name: text.replace("`", "") for name, text in rows.items()} == NOTES
-    said = CliRunner().invoke(cli.app, ["sample", "--help"], env={"COLUMNS": "200"}).output
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", page, re.MULTILINE))
+    assert {name: text.replace("`", "") for name, text in rows.items()} == NOTES | SCORING_NOTES
+    verbs = ("sample", "score")
+    said = "".join(CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "200"}).output for verb in verbs)
     for option in set(re.findall(r"`(--[a-z-]+)", page)) - {"--logprobs-mode"}:
         assert option in said, option
 

@@ -20,7 +20,7 @@ from limbeck.folders import read_manifest
 from limbeck.rollouts.sample import Decoding
 from limbeck.rollouts.server import Server, ServerSampler, ServerScorer
 from limbeck.rollouts.server import retries as retries_module
-from limbeck.rollouts.server.scoring import NEVER, SCORING_APIS, SCORING_NOTES, Passage, scoring_ways
+from limbeck.rollouts.server.scoring import NEVER, SCORING_APIS, Passage, scoring_ways
 from limbeck.rollouts.server.wire import AnswerError
 from limbeck.rollouts.store import write_rollouts
 from limbeck.studies.sampling import sample_rollouts
@@ -237,7 +237,6 @@ def test_a_way_to_score_is_none_to_sample():
     server = Server(urls=("http://h",), model="m", api="vllm")
     with pytest.raises(ConfigError, match=r'api "vllm" is for something else. Known: auto, chat, ids'):
         ServerSampler(server, load_tokenizer(BASE), Decoding(), stop_ids=[1])
-    assert set(SCORING_NOTES) == {"ids_not_returned", "too_long"}
 
 
 def test_a_killed_command_continues_elsewhere_and_ends_with_the_same_folder(model, rollout_set, tmp_path):

@@ -20,14 +20,7 @@ import httpx2
 from limbeck.errors import ServerError
 from limbeck.rollouts.server.endpoint import AUTO, Server
 from limbeck.rollouts.server.pool import Endpoint, Pool
-from limbeck.rollouts.server.retries import (
-    HaltError,
-    LackError,
-    Patience,
-    RefusalError,
-    TroubleError,
-    retry_after,
-)
+from limbeck.rollouts.server.retries import HaltError, LackError, Patience, RefusalError, TroubleError, retry_after
 from limbeck.rollouts.server.wire import AnswerError, Reply, T, Way
 
 LARGEST_ANSWER = 64 * 2**20  # bytes
@@ -137,22 +130,29 @@ class Exchange(Generic[T]):
         try:
             if self.served is None:
                 return await self._find_way(client, endpoint, item)
-            api, way = self.served.api, self.ways[self.served.api]
-            try:
-                await self._compare(client, endpoint, way)
-                reply = await self._post(client, endpoint, way, item)
-            except RefusalError as refusal:
-                excused = way.excused(refusal)
-                if excused is not None:
-                    return Reply(record=excused, served="", version=""), self.served
-                if not endpoint.met and refusal.status in NOT_HERE:
-                    raise HaltError(f"{refusal} from {endpoint.base}") from refusal
-                raise
-            return reply, self._checked(endpoint, api, reply)
+            return await self._in_this_way(client, endpoint, item, self.served)
+        except RefusalError as refusal:
+            if not endpoint.met and refusal.status in NOT_HERE:
+                raise HaltError(f"{refusal} from {endpoint.base}") from refusal
+            raise
         except LackError as lack:
             raise ServerError(f"{endpoint.base} must return {lack} for {item.key!r}. {lack.way_out}") from lack
         finally:
             self.pool.release(endpoint)
+
+    async def _in_this_way(
+        self, client: httpx2.AsyncClient, endpoint: Endpoint, item: T, served: Served
+    ) -> tuple[Reply, Served]:
+        way = self.ways[served.api]
+        await self._compare(client, endpoint, way)
+        try:
+            reply = await self._post(client, endpoint, way, item)
+        except RefusalError as refusal:
+            excused = way.excused(refusal)
+            if excused is None:
+                raise
+            return Reply(record=excused, served=served.model, version=served.version), served
+        return reply, self._checked(endpoint, served.api, reply)
 
     async def _find_way(self, client: httpx2.AsyncClient, endpoint: Endpoint, item: T) -> tuple[Reply, Served]:
         refusals: list[str] = []

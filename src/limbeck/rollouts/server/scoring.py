@@ -105,7 +105,7 @@ def _read_sglang(payload: Any, passage: Passage) -> Reply:
     given = about.get("input_token_logprobs") if isinstance(about, dict) else None
     if given is None:
         raise RefusalError(200, "no meta_info.input_token_logprobs")
-    last = given[-len(passage.response) :] if isinstance(given, list) else [None]
+    last: list[Any] = given[-len(passage.response) :] if isinstance(given, list) else [None]
     if not all(isinstance(entry, list) and len(entry) >= 2 for entry in last):
         raise AnswerError("input_token_logprobs that cannot be read")
     if tuple(entry[1] for entry in last) != passage.response:
