@@ -142,6 +142,7 @@ def score(
     from limbeck.progress import bar
     from limbeck.rollouts.server import Server, key_from_environment
     from limbeck.rollouts.store import read_rollouts
+    from limbeck.studies.sampling import refuse_unfinished
     from limbeck.train.models import load_model, load_tokenizer
 
     kept = ("logprobs", "hidden", "topk")
@@ -166,6 +167,8 @@ def score(
             score_from_server(asked, rollout_set, out, overwrite=overwrite, advance=advance, tell=tell)
         typer.echo(out)
         return
+    if not overwrite:
+        refuse_unfinished(out)
     where = locate(model)
     digest, delta = scorer_digest(where.identity), read_adapter(where.adapter) if where.adapter else None
     with applied(load_model(where.weights), delta) as scorer, bar("score", len(rollout_set)) as advance:

@@ -258,6 +258,8 @@ def test_a_killed_command_continues_elsewhere_and_ends_with_the_same_folder(mode
         client.wait()
         client.stderr.close()
     saved = [json.loads(line)["key"] for line in (tmp_path / "killed" / "journal.jsonl").read_bytes().splitlines()[2:]]
+    code, said = call("score", "--model", BASE, "--rollouts", str(rollouts), "--out", str(tmp_path / "killed"))
+    assert (code, "holds answers of a server" in said) == (2, True)
     with serving(scores_of(model, "vllm")) as server:
         assert call(*common, "--server", server.url, "--out", str(tmp_path / "killed"))[0] == 0
         assert len(server.asked) == len(more) - len(saved) + 1  # one of those on record again, to compare

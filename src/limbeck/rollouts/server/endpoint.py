@@ -24,7 +24,8 @@ class Server:
         urls: ``http(s)://host[:port][/path]`` each; without a path, ``/v1``.
         model: the name that it is served by, at all of them.
         api: a way to ask out of ``wire.APIS`` (to score, out of ``scoring.SCORING_APIS``), or ``auto``: the first that is taken.
-        concurrency: requests under way at once, over all addresses; each has an equal share at most.
+        concurrency: requests under way at once, over all addresses; each has an equal share at most,
+            rounded up.
         timeout_seconds: for one attempt at one answer.
         patience_seconds: how long a failing request is repeated, see :class:`limbeck.rollouts.server.retries.Patience`.
         require_logprobs: refuse answers without sampled ids and their log-probs, as on-policy use must.
