@@ -1,10 +1,11 @@
-"""2,000 requests to a local server that drops, delays, cuts and duplicates every tenth answer: each answered once?
+"""10,000 requests to two local servers that drop, delay, cut and duplicate every tenth answer: each answered once?
 
     python benchmarks/server.py
 
-The server is a process of its own and answers 256 made-up ids with log-probs that tell who asked. Three clients: ours
-undisturbed, ours against faults with a kill -9 in the middle, and the openai package undisturbed (the peer: requests only,
-no check, no journal). Overhead is the client's processor time per request; imports and tokenizer are not counted.
+Each server is a process of its own and answers 256 made-up ids with log-probs that tell who asked. The client is killed
+with -9 at a quarter and started again; one server is killed at 40 % and is back at the half. Beside it 2,000
+undisturbed requests to one server, by us and by the openai package (the peer: requests only, no check, no journal).
+Overhead is the client's processor time per request; imports and tokenizer are not counted.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import urllib.request
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from common import Results, answer, machine, run_job
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 COMMAND = "python benchmarks/server.py"
-NUM, CONCURRENCY, TOKENS, PROMPT_TOKENS, END, FAULTY = 2000, 32, 256, 150, 1, 0.10
+NUM, PEER_NUM, CONCURRENCY, TOKENS, PROMPT_TOKENS, END, FAULTY = 10_000, 2000, 32, 256, 150, 1, 0.10
 KINDS = ("drop", "delay", "cut", "duplicate")
 GOAL_MILLISECONDS = 5.0
 
@@ -40,33 +41,29 @@ def ids_of(seed: int) -> list[int]:
     return [draw.randrange(10, 160) for _ in range(TOKENS - 1)] + [END]
 
 
-def serve(faulty: float) -> dict[str, Any]:
-    """Serve until killed; the address is the first line, what was asked is told at /stats."""
+def serve(faulty: float, port: int, log: str) -> dict[str, Any]:
+    """Serve until killed; the address is printed, and each request leaves a line of seed and fault in the log."""
     from serving import completion, serving
 
-    plan = random.Random(0)
-    faults: list[str | None] = []
+    plan, lock = random.Random(os.getpid()), threading.Lock()
     logprobs = [-random.Random(1).random() for _ in range(TOKENS)]
 
     def fault(number: int, body: dict[str, Any]) -> str | None:
-        if body.get("stats"):
-            return None
-        faults.append(plan.choice(KINDS) if plan.random() < faulty else None)
-        return faults[-1]
+        with lock:
+            kind = plan.choice(KINDS) if plan.random() < faulty else None
+            file.write(f"{body['seed']} {kind or 'fine'}\n")
+        return kind
 
     def reply(path: str, body: dict[str, Any]) -> dict[str, Any]:
-        if body.get("stats"):
-            seeds = Counter(request["body"].get("seed") for request in server.asked)
-            return {"asked": sum(seeds.values()), "seeds": len(seeds), "faults": Counter(filter(None, faults))}
         return completion(ids_of(body["seed"]), logprobs, prompt_token_ids=body["prompt"])
 
-    with serving(reply, fault) as server:
+    with open(log, "a", buffering=1) as file, serving(reply, fault, port) as server:
         print(server.url, flush=True)
         while True:
             time.sleep(1)
 
 
-def ours(url: str, journal: str, num: int) -> dict[str, Any]:
+def ours(urls: list[str], journal: str, num: int) -> dict[str, Any]:
     """All requests through limbeck: seconds, processor time, and how many answers are the right ones."""
     from limbeck.rollouts.protocol import Prompt
     from limbeck.rollouts.sample import Decoding
@@ -74,7 +71,7 @@ def ours(url: str, journal: str, num: int) -> dict[str, Any]:
     from limbeck.rollouts.server.wire import request_seed
     from limbeck.train.models import load_tokenizer
 
-    server = Server(url=url, model="m", concurrency=CONCURRENCY, require_logprobs=True)
+    server = Server(urls=tuple(urls), model="m", concurrency=CONCURRENCY, require_logprobs=True)
     decoding = Decoding(sampling_temperature=1.0, max_new_tokens=TOKENS)
     sampler = ServerSampler(server, load_tokenizer("abacus:base"), decoding, stop_ids=[END], journal=Path(journal))
     prompts = [Prompt(key=f"p/{n}", ids=(n % 100 + 20,) * PROMPT_TOKENS, text="") for n in range(num)]
@@ -82,8 +79,7 @@ def ours(url: str, journal: str, num: int) -> dict[str, Any]:
     done = sampler(prompts)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
     right = sum(list(c.ids) == ids_of(request_seed(decoding, p.key)) for p, c in zip(prompts, done, strict=True))
-    repeated = sampler.provenance()["server"]["repeated"]
-    return {"seconds": seconds, "processor": processor, "right": right, "repeated": repeated}
+    return {"seconds": seconds, "processor": processor, "right": right}
 
 
 def openai(url: str, num: int) -> dict[str, Any]:
@@ -116,42 +112,81 @@ def openai(url: str, num: int) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start, "processor": time.process_time() - processor, "right": right}
 
 
+class Process:
+    """A server in a process of its own, which can be killed and started again at its address."""
+
+    def __init__(self, faulty: float, log: Path) -> None:
+        self.faulty, self.log, self.url = faulty, log, ""
+        self.start()
+
+    def start(self) -> None:
+        port = int(self.url.rpartition(":")[2]) if self.url else 0
+        job = {"job": "serve", "faulty": self.faulty, "port": port, "log": str(self.log)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, json.dumps(job)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 @contextmanager
-def running(faulty: float):
-    """A server in a process of its own: its address, and what it was asked so far."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, json.dumps({"job": "serve", "faulty": faulty})],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def running(faulty: float, *logs: Path):
+    """Servers, one for each log."""
+    servers = [Process(faulty, log) for log in logs]
     try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
+        yield servers
     finally:
-        process.kill()
-        process.wait()
+        for server in servers:
+            server.kill()
 
 
-def stats(url: str) -> dict[str, Any]:
-    """What the server was asked, these questions included."""
-    request = urllib.request.Request(url, data=b'{"stats": true}')
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        return json.loads(reply.read())
+def disturbed(root: Path, num: int) -> dict[str, Any]:
+    """All requests to two faulty servers, with the client killed at a quarter and a server away from 40 % to the half."""
+    journal, logs = root / "journal", (root / "one", root / "two")
+    back = 0
+
+    def away(server: Process) -> None:
+        nonlocal back
+        wait_for(journal, 2 * num // 5)
+        server.kill()
+        wait_for(journal, num // 2)
+        server.start()
+        back = lines(journal)
+
+    with running(FAULTY, *logs) as servers:
+        job = {"job": "ours", "urls": [server.url for server in servers], "journal": str(journal), "num": num}
+        command = [sys.executable, __file__, json.dumps(job)]
+        first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+        wait_for(journal, num // 4)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        saved = lines(journal) - 2  # the settings, and what the server said of itself
+        other = threading.Thread(target=away, args=(servers[1],), daemon=True)
+        other.start()
+        found = run_job(Path(__file__), job, threads=1)
+        other.join()
+        killed = f"{servers[1].url}/v1/"
+    answers = [json.loads(line)["from"] for line in journal.read_bytes().splitlines()[2:]]
+    asked = Counter(line.split()[1] for log in logs for line in log.read_text().splitlines())
+    return found | {
+        "saved": saved,
+        "lines": len(answers),
+        "by_killed": answers.count(killed),
+        "by_killed_after": answers[back - 2 :].count(killed),
+        "asked": sum(asked.values()),
+        "faults": sum(asked[kind] for kind in KINDS),
+        "failed": sum(asked[kind] for kind in KINDS if kind != "delay"),
+    }
 
 
-def killed_and_continued(url: str, journal: Path, num: int) -> dict[str, Any]:
-    """Ours, killed when half is on record, then again; the lines that were there at the kill are counted."""
-    job = {"job": "ours", "url": url, "journal": str(journal), "num": num}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen([sys.executable, __file__, json.dumps(job)], env=environment, stdout=subprocess.DEVNULL)
-    while first.poll() is None and lines(journal) < num // 2:
-        time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    saved = lines(journal) - 2  # the header, and what the server said of itself
-    before = stats(url)["asked"]
-    return run_job(Path(__file__), job, threads=1) | {"saved": saved, "before": before}
+def wait_for(journal: Path, num: int) -> None:
+    """Until the journal has so many lines."""
+    while lines(journal) < num:
+        time.sleep(0.2)
 
 
 def lines(path: Path) -> int:
@@ -161,43 +196,36 @@ def lines(path: Path) -> int:
 
 def measure(num: int, repeats: int, results: Results) -> None:
     """All rows."""
+    peer_num = min(num, PEER_NUM)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        with running(0.0) as url:
+        with running(0.0, root / "undisturbed") as [server]:
             mine, theirs = [], []
             for n in range(repeats):  # in turns: other work on the machine meets both
-                mine.append(
-                    run_job(
-                        Path(__file__),
-                        {"job": "ours", "url": url, "journal": str(root / f"{n}"), "num": num},
-                        threads=1,
-                    )
-                )
-                theirs.append(run_job(Path(__file__), {"job": "openai", "url": url, "num": num}, threads=1))
-            assert all(run["right"] == num for run in (*mine, *theirs)), (mine, theirs)
-        with running(FAULTY) as url:
-            broken = killed_and_continued(url, root / "killed", num)
-            asked = stats(url)
-        sizes = lines(root / "killed") - 2
-    best, peer = (1e3 * min(run["processor"] for run in runs) / num for runs in (mine, theirs))
-    what = f"{num} requests of {PROMPT_TOKENS} prompt and {TOKENS} sampled tokens, {CONCURRENCY} at once"
-    asked_again = asked["asked"] - 2 - broken["before"] + 1
-    faults = sum(asked["faults"].values())
-    harmless = asked["faults"].get("delay", 0)
+                job = {"job": "ours", "urls": [server.url], "journal": str(root / f"{n}"), "num": peer_num}
+                mine.append(run_job(Path(__file__), job, threads=1))
+                theirs.append(run_job(Path(__file__), {"job": "openai", "url": server.url, "num": peer_num}, threads=1))
+            assert all(run["right"] == peer_num for run in (*mine, *theirs)), (mine, theirs)
+        found = disturbed(root, num)
+    best, peer = (1e3 * min(run["processor"] for run in runs) / peer_num for runs in (mine, theirs))
+    what = f"{peer_num} requests of {PROMPT_TOKENS} prompt and {TOKENS} sampled tokens, {CONCURRENCY} at once"
+    overhead = 1e3 * found["processor"] / (num - found["saved"])
     results.add(
         (f"{what}: client processor time a request, checked and on record, best of {repeats}", best, peer,
          "openai package: neither", peer / best, GOAL_MILLISECONDS, "ms"),
         (f"{what}: wall, best of {repeats}; the server's time included", min(r["seconds"] for r in mine),
          min(r["seconds"] for r in theirs), "openai package", None, None, "s"),
-        (f"{num} requests, {FAULTY:.0%} dropped, delayed, cut or duplicated, client killed with -9 once: right answers",
-         broken["right"], None, "", None, num, "count"),
-        ("the same: lines in the journal", sizes, None, "", None, num, "count"),
-        ("the same: faults that the server made", faults, None, "", None, None, "count"),
-        ("the same: answers on record at the kill", broken["saved"], None, "", None, None, "count"),
-        ("the same: requests after the kill, beyond those not on record and their faults",
-         asked_again - (num - broken["saved"]) - sum(broken["repeated"].values()), None, "", None, 0, "count"),
-        ("the same: requests in all, beyond one each and what failed (under way at the kill)",
-         asked["asked"] - 2 - num - (faults - harmless), None, "", None, CONCURRENCY, "count"),
+        (f"{num} requests to two servers, {FAULTY:.0%} dropped, delayed, cut or duplicated, the client killed with -9 once, "
+         "a server killed and back: right answers", found["right"], None, "", None, num, "count"),
+        ("the same: lines in the journal", found["lines"], None, "", None, num, "count"),
+        ("the same: client processor time a request, failed ones included", overhead, None, "", None,
+         GOAL_MILLISECONDS, "ms"),
+        ("the same: faults that the servers made", found["faults"], None, "", None, None, "count"),
+        ("the same: answers on record when the client was killed", found["saved"], None, "", None, None, "count"),
+        ("the same: answers by the server that was killed", found["by_killed"], None, "", None, None, "count"),
+        ("the same: of these after it was back", found["by_killed_after"], None, "", None, None, "count"),
+        ("the same: requests beyond one each and what failed (under way at the kills)",
+         found["asked"] - num - found["failed"], None, "", None, 2 * CONCURRENCY, "count"),
     )  # fmt: skip
 
 

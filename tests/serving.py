@@ -1,9 +1,13 @@
-"""A real HTTP server that speaks OpenAI's completions, answers by any function, and misbehaves on demand."""
+"""A real HTTP server that speaks OpenAI's completions, answers by any function, and misbehaves on demand.
+
+``python tests/serving.py PORT SECONDS`` serves :func:`told` on that port until it is killed, each answer after so long.
+"""
 
 from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +23,13 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: Serving
 
+    def do_GET(self) -> None:
+        data = json.dumps({"object": "list", "data": [{"id": self.server.model, "object": "model"}]}).encode()
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         body = json.loads(raw)
@@ -27,6 +38,15 @@ class Handler(BaseHTTPRequestHandler):
             self.server.asked.append(
                 {"path": self.path, "body": body, "time": time.monotonic(), "headers": self.headers}
             )
+            self.server.under_way += 1
+            self.server.most_under_way = max(self.server.most_under_way, self.server.under_way)
+        try:
+            self.reply(number, body)
+        finally:
+            with self.server.lock:
+                self.server.under_way -= 1
+
+    def reply(self, number: int, body: dict[str, Any]) -> None:
         fault = self.server.fault(number, body)
         if fault == "drop":
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -36,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.delay)
         status, reply, more = 200, None, {}
         if fault in ("429", "503", "500"):
-            status, reply, more = int(fault), {"error": "busy"}, {"Retry-After": "0.02"}
+            status, reply, more = int(fault), {"error": "busy"}, {"Retry-After": self.server.retry_after}
         else:
             reply = self.server.answer(self.path, body)
             if isinstance(reply, tuple):
@@ -73,7 +93,8 @@ class Serving(ThreadingHTTPServer):
     ) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.answer, self.fault = answer, fault
-        self.lock, self.asked, self.delay = threading.Lock(), [], 0.3
+        self.lock, self.asked, self.delay, self.retry_after = threading.Lock(), [], 0.3, "0.02"
+        self.under_way, self.most_under_way, self.model = 0, 0, "m"
 
     @property
     def url(self) -> str:
@@ -113,3 +134,81 @@ def completion(
 def text_completion(text: str, finish: str = "stop", model: str = "m", **usage: int) -> dict:
     """An answer of a server that knows of text only."""
     return {"model": model, "choices": [{"index": 0, "text": text, "finish_reason": finish}], "usage": usage}
+
+
+def told(seed: int) -> list[int]:
+    """Ids that tell who asked, made from the request's seed, so that a mix-up would show."""
+    return [10 + seed // 150**n % 150 for n in range(3)]
+
+
+def scores_of(model: Any, form: str) -> Callable[[str, dict], Reply]:
+    """What a server does that scores: one plain pass of the model, in the fields of ``vllm``, ``sglang`` or ``echo``.
+
+    It knows that form alone: SGLang's own endpoint is not found elsewhere, and fields of the others are ignored.
+    """
+    import torch
+
+    lock = threading.Lock()
+
+    def logprobs_of(ids: list[int]) -> Any:
+        with lock, torch.inference_mode():
+            return model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+
+    def answer(path: str, body: dict) -> Reply:
+        if (path == "/generate") != (form == "sglang"):
+            return 404, {"detail": "Not Found"}
+        ids = body["input_ids"] if form == "sglang" else body["prompt"]
+        table = logprobs_of(ids)
+        values = [None, *(table[place, token].item() for place, token in enumerate(ids[1:]))]
+        if form == "sglang":
+            return _sglang(ids, values, body)
+        if form == "vllm":
+            best = [(row.argmax().item(), row.max().item()) for row in table]
+            return _vllm(ids, values, best, body)
+        return _echo(ids, values, body)
+
+    return answer
+
+
+def _sglang(ids: list[int], values: list[float | None], body: dict) -> dict:
+    start = body["logprob_start_len"]
+    about: dict[str, Any] = {"id": "0", "prompt_tokens": len(ids), "finish_reason": {"type": "length", "length": 1}}
+    if body.get("return_logprob"):
+        given = [None, *values[start + 1 :]]  # the first of those asked for has no number
+        about["input_token_logprobs"] = [[value, token, None] for value, token in zip(given, ids[start:], strict=True)]
+        about["output_token_logprobs"] = [[-0.5, 11, None]]
+    return {"text": "x", "output_ids": [11], "meta_info": about | {"weight_version": "default"}}
+
+
+def _vllm(ids: list[int], values: list[float | None], best: list[tuple[int, float]], body: dict) -> dict:
+    reply = completion([11], None, "length")
+    if body.get("prompt_logprobs") is not None:
+        entries: list[dict | None] = [None]
+        for token, value, (top, most) in zip(ids[1:], values[1:], best, strict=False):
+            entry = {str(top): {"logprob": most, "rank": 1, "decoded_token": "x"}}
+            entries.append(entry | {str(token): {"logprob": value, "rank": 1 + (top != token), "decoded_token": "x"}})
+        reply["choices"][0]["prompt_logprobs"] = entries
+    return reply
+
+
+def _echo(ids: list[int], values: list[float | None], body: dict) -> dict:
+    if not body.get("echo"):
+        return completion([11], None, "length")
+    logprobs = {"tokens": ["x"] * len(ids), "token_logprobs": values, "text_offset": [0] * len(ids)}
+    return {"model": "m", "choices": [{"index": 0, "text": "x", "logprobs": logprobs, "finish_reason": "length"}]}
+
+
+def main() -> None:
+    port, seconds = int(sys.argv[1]), float(sys.argv[2])
+
+    def answer(path: str, body: dict) -> dict:
+        time.sleep(seconds)
+        return completion([*told(body["seed"]), body["stop_token_ids"][0]], [-0.5] * 4)
+
+    with serving(answer, port=port):
+        while True:
+            time.sleep(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -81,7 +81,7 @@ def sampler(server: str, *, temperature: float, api: str = "auto", **settings) -
     settings = {"model": str(resolve(TEACHER)), "patience_seconds": 20, "concurrency": 4} | settings
     decoding = Decoding(sampling_temperature=temperature, max_new_tokens=120, seed=1)
     tokenizer = load_tokenizer(TEACHER)
-    return ServerSampler(Server(url=server, api=api, **settings), tokenizer, decoding, stop_ids=stop_ids(tokenizer))
+    return ServerSampler(Server(urls=(server,), api=api, **settings), tokenizer, decoding, stop_ids=stop_ids(tokenizer))
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,11 @@ from limbeck.batches import align
 from limbeck.batches.collate import TrainingData, collate, micro_batches
 from limbeck.batches.forward import check_head, head_of, hidden_states, unwrapped
 from limbeck.errors import ProvenanceError
-from limbeck.folders import publish, read_manifest, write_json
+from limbeck.folders import claim, publish, read_manifest, write_json
 from limbeck.heads import score_tokens
 from limbeck.objectives.contract import TEACHER_FLOOR
+from limbeck.rollouts.journal import JOURNAL
+from limbeck.rollouts.server import Server, ServerScorer
 from limbeck.types import Rollout, RolloutSet
 
 FLOOR = TEACHER_FLOOR  # a token that a frozen model gives probability 0
@@ -92,20 +94,47 @@ def write_scores(
     model_digest: str,
     kind: str = "logprobs",
     beside: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Store scores as a folder that names the rollouts and the model they belong to, JSON files beside them."""
+    """Store scores as a folder that names the rollouts and the model they belong to, with more facts in its manifest and
+    JSON files beside them.
+    """
     columns = {
         "problem_id": [r.problem_id for r in rollout_set.rollouts],
         "sample": [r.sample for r in rollout_set.rollouts],
         "logprobs": list(scores),
     }
-    facts = {"rollouts_digest": rollout_set.digest, "model_digest": model_digest}
-    with publish(out, kind=kind, facts=facts, overwrite=overwrite) as folder:
+    known = {"rollouts_digest": rollout_set.digest, "model_digest": model_digest, **(facts or {})}
+    with publish(out, kind=kind, facts=known, overwrite=overwrite) as folder:
         pq.write_table(pa.table(columns, schema=SCHEMA), folder / "logprobs.parquet")
         for name, value in (beside or {}).items():
             write_json(folder / name, value)
     return out
+
+
+def score_from_server(
+    server: Server,
+    rollout_set: RolloutSet,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    advance: Callable[[int], None] = lambda num: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """As :func:`score_rollouts`, by the model behind a server, into ``out``; an interrupted call is continued by the same call.
+
+    The weights' digest cannot be known: the manifest has an empty one, the server and what it said of itself.
+
+    Raises:
+        ServerError: not every rollout was scored; what was scored is kept in ``out``.
+        ConfigError: ``server.api`` is no way to score.
+        FolderError: ``out`` is complete, another's, or holds answers to other questions.
+    """
+    scorer = ServerScorer(server, journal=out / JOURNAL, restart=overwrite, tell=tell)
+    claim(out, overwrite=overwrite)
+    scores = scorer(rollout_set.rollouts, advance=advance)
+    return write_scores(out, rollout_set, scores, model_digest="", facts=scorer.provenance())
 
 
 def floored(scores: Sequence[Sequence[float]]) -> tuple[list[list[float]], int]:

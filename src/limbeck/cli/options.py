@@ -46,3 +46,12 @@ LastNumber = Annotated[
 Out = Annotated[Path, typer.Option("--out", metavar=WRITES, help="Folder to write; must be new.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what a finished run left in --out.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a key: section.key=value. Repeatable.")]
+Servers = Annotated[
+    list[str] | None,
+    typer.Option("--server", help="URL of an OpenAI-compatible server of the model. Repeatable: they share the work."),
+]
+Tokenizer = Annotated[str | None, typer.Option(help="With --server: a folder with the model's tokenizer.")]
+Api = Annotated[str, typer.Option(help="With --server: auto, ids, transformers, text or chat.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="With --server: requests under way at once, over all of them.")]
+Timeout = Annotated[float, typer.Option(help="With --server: seconds for one attempt at an answer.")]
+Patience = Annotated[float, typer.Option(help="With --server: seconds to repeat what fails.")]

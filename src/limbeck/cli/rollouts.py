@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli.options import FieldNames, Format, Out, Overwrite, Template, app
+from limbeck.cli.options import (
+    Api,
+    Concurrency,
+    FieldNames,
+    Format,
+    Out,
+    Overwrite,
+    Patience,
+    Servers,
+    Template,
+    Timeout,
+    Tokenizer,
+    app,
+)
 
 
 @app.command()
@@ -24,12 +37,12 @@ def sample(
     sampling_temperature: Annotated[float, typer.Option(min=1e-6, help="Divides the logits.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     seed: int = 0,
-    server: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server that serves --model.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="With --server: a folder with the model's tokenizer.")] = None,
-    api: Annotated[str, typer.Option(help="With --server: auto, ids, transformers, text or chat.")] = "auto",
-    concurrency: Annotated[int, typer.Option(min=1, help="With --server: requests under way at once.")] = 32,
-    timeout: Annotated[float, typer.Option(help="With --server: seconds for one attempt at an answer.")] = 600.0,
-    patience: Annotated[float, typer.Option(help="With --server: seconds to repeat what fails.")] = 600.0,
+    server: Servers = None,
+    tokenizer: Tokenizer = None,
+    api: Api = "auto",
+    concurrency: Concurrency = 32,
+    timeout: Timeout = 600.0,
+    patience: Patience = 600.0,
     require_logprobs: Annotated[bool, typer.Option(help="With --server: refuse answers without log-probs.")] = False,
     tempered_logprobs: Annotated[bool, typer.Option(help="With --server: log-probs are after temperature.")] = False,
     overwrite: Overwrite = False,
@@ -46,14 +59,14 @@ def sample(
     from limbeck.worlds.named import problems_named, problems_record, read_problems
 
     refuse_existing(out, overwrite=overwrite)
-    if (server is None) != (tokenizer is None):
+    if bool(server) != bool(tokenizer):
         raise ConfigError("--server and --tokenizer belong together, received one of them. Give both or neither.")
     named = problems_named(problems, file_format, num, seed, field_names, template)
     picked = [problem for problem, _ in read_problems(named)]
     decoding = Decoding(sampling_temperature=sampling_temperature, max_new_tokens=max_new_tokens, seed=seed)
-    if server is not None and tokenizer is not None:
+    if server and tokenizer:
         asked = Server(
-            url=server,
+            urls=tuple(server),
             model=model,
             api=api,
             concurrency=concurrency,
@@ -108,27 +121,54 @@ def score(
     dtype: Annotated[str, typer.Option(help="Of hidden states on disk: fp32, or bf16 at half the size.")] = "fp32",
     k: Annotated[int, typer.Option(min=1, help="Likeliest ids to keep with --keep topk.")] = 64,
     token_budget: Annotated[int, typer.Option(min=1, help="Padded tokens a forward pass.")] = 16384,
+    server: Servers = None,
+    api: Annotated[str, typer.Option(help="With --server: auto, vllm, sglang or echo.")] = "auto",
+    concurrency: Concurrency = 32,
+    timeout: Timeout = 600.0,
+    patience: Patience = 600.0,
     overwrite: Overwrite = False,
 ) -> None:
-    """What a frozen model says of rollouts, once, for all arms: log-probs, or whole distributions."""
-    from functools import partial
+    """What a frozen model says of rollouts, once, for all arms: log-probs, or whole distributions.
 
+    The model may be behind a server, as for sample (key in LIMBECK_API_KEY); it gives log-probs only.
+    """
     from limbeck.batches.distributions import write_hidden, write_likeliest
-    from limbeck.batches.score import score_rollouts, write_scores
+    from limbeck.batches.score import score_from_server, score_rollouts, write_scores
     from limbeck.errors import ConfigError, nearest
     from limbeck.evals.apply import applied
     from limbeck.evals.checkpoints import locate, scorer_digest
     from limbeck.folders import digest_of, refuse_existing
     from limbeck.geometry.adapters import read_adapter
     from limbeck.progress import bar
+    from limbeck.rollouts.server import Server, key_from_environment
     from limbeck.rollouts.store import read_rollouts
+    from limbeck.studies.sampling import refuse_unfinished
     from limbeck.train.models import load_model, load_tokenizer
 
     kept = ("logprobs", "hidden", "topk")
     if keep not in kept:
         raise ConfigError(f"--keep must be one of {', '.join(kept)}, received {keep!r}. {nearest(keep, kept)}")
+    if server and keep != "logprobs":
+        raise ConfigError(f"with --server, --keep must be logprobs, received {keep}: a server gives no distributions.")
     refuse_existing(out, overwrite=overwrite)
     rollout_set = read_rollouts(rollouts)
+    if server:
+        asked = Server(
+            urls=tuple(server),
+            model=model,
+            api=api,
+            concurrency=concurrency,
+            timeout_seconds=timeout,
+            patience_seconds=patience,
+            api_key=key_from_environment(),
+        )
+        with bar("score", len(rollout_set)) as advance:
+            tell = partial(typer.echo, err=True)
+            score_from_server(asked, rollout_set, out, overwrite=overwrite, advance=advance, tell=tell)
+        typer.echo(out)
+        return
+    if not overwrite:
+        refuse_unfinished(out)
     where = locate(model)
     digest, delta = scorer_digest(where.identity), read_adapter(where.adapter) if where.adapter else None
     with applied(load_model(where.weights), delta) as scorer, bar("score", len(rollout_set)) as advance:

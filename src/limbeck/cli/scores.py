@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli.options import FieldNames, Format, LastNumber, Out, Overwrite, Template, app, scores_app
+from limbeck.cli.options import (
+    Api,
+    Concurrency,
+    FieldNames,
+    Format,
+    LastNumber,
+    Out,
+    Overwrite,
+    Patience,
+    Servers,
+    Template,
+    Tokenizer,
+    app,
+    scores_app,
+)
 
 
 @app.command("eval")
@@ -32,11 +46,11 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 128,
     seed: int = 0,
-    server: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server that serves --base.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="With --server: a folder with the model's tokenizer.")] = None,
-    api: Annotated[str, typer.Option(help="With --server: auto, ids, transformers, text or chat.")] = "auto",
-    concurrency: Annotated[int, typer.Option(min=1, help="With --server: requests under way at once.")] = 32,
-    patience: Annotated[float, typer.Option(help="With --server: seconds to repeat what fails.")] = 600.0,
+    server: Servers = None,
+    tokenizer: Tokenizer = None,
+    api: Api = "auto",
+    concurrency: Concurrency = 32,
+    patience: Patience = 600.0,
     overwrite: Overwrite = False,
 ) -> None:
     """Checkpoint and problems to a score table. Interrupted, the same command continues where it was."""
@@ -56,9 +70,9 @@ def evaluate(
         sampling_temperature=sampling_temperature, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
     )
     refuse_copies(decoding, samples)
-    if base is None and (run is None or server is not None):
+    if base is None and (run is None or server):
         raise ConfigError("eval needs --base, a model, or --run, a run that names its base; received neither.")
-    if (server is None) != (tokenizer is None) or (server is not None and run is not None):
+    if bool(server) != bool(tokenizer) or (server and run is not None):
         raise ConfigError(
             "--server goes with --tokenizer and without --run. The server's weights are its own business."
         )
@@ -70,9 +84,9 @@ def evaluate(
             problems=picked, decoding=decoding, num_samples=samples, name=named, out=out, overwrite=overwrite,
             source=problems_record(asked_of), last_number=last_number, show=show,
         )  # fmt: skip
-        if server is not None and tokenizer is not None:
+        if server and tokenizer:
             asked = Server(
-                url=server, model=base or "", api=api, concurrency=concurrency, patience_seconds=patience,
+                urls=tuple(server), model=base or "", api=api, concurrency=concurrency, patience_seconds=patience,
                 api_key=key_from_environment(),
             )  # fmt: skip
             from_server(job, asked, tokenizer, tell=partial(typer.echo, err=True))

@@ -102,7 +102,6 @@ def from_server(job: Job, server: Server, tokenizer_folder: str, *, tell: Callab
         FolderError: ``job.out`` is complete, another's, or holds answers to another job.
     """
     tokenizer, generation = read_tokenizer(tokenizer_folder)
-    claim(job.out, overwrite=job.overwrite)
     sampler = ServerSampler(
         server,
         tokenizer,
@@ -112,6 +111,7 @@ def from_server(job: Job, server: Server, tokenizer_folder: str, *, tell: Callab
         restart=job.overwrite,
         tell=tell,
     )
+    claim(job.out, overwrite=job.overwrite)
     return _finish(job, sampler, tokenizer, UNKNOWN, template_digest(tokenizer), sampler.provenance)
 
 

@@ -99,7 +99,6 @@ def sample_from_server(
         FolderError: ``out`` is complete, another's, or holds answers to other questions.
     """
     tokenizer, generation = read_tokenizer(tokenizer_folder)
-    folders.claim(out, overwrite=overwrite)
     sampler = ServerSampler(
         server,
         tokenizer,
@@ -109,6 +108,7 @@ def sample_from_server(
         restart=overwrite,
         tell=tell,
     )
+    folders.claim(out, overwrite=overwrite)
     rollout_set = rollouts_of(sampler, tokenizer, problems, decoding, samples=samples, source=source, advance=advance)
     rollout_set = replace(rollout_set, provenance={**sampler.provenance(), **rollout_set.provenance})
     return write_rollouts(rollout_set, out)

@@ -23,12 +23,13 @@ from limbeck.rollouts.protocol import Prompt
 from limbeck.rollouts.sample import Decoding, complete
 from limbeck.rollouts.server import Server, ServerSampler
 from limbeck.rollouts.server import retries as retries_module
+from limbeck.rollouts.server.scoring import SCORING_NOTES
 from limbeck.rollouts.server.wire import APIS, NOTES, AnswerError, prompt_text, read_answer, request_seed
 from limbeck.rollouts.store import read_rollouts
 from limbeck.train.models import load_model, load_tokenizer
 from limbeck.types import Finish
 from limbeck.worlds.abacus.generator import generate
-from serving import completion, serving, text_completion
+from serving import completion, serving, text_completion, told
 
 BASE = "abacus:base"
 KEY = "sk-never-to-be-written-0123456789"
@@ -66,11 +67,17 @@ def prompts_of(tokenizer, num: int, samples: int = 1) -> list[Prompt]:
 def sampler_of(
     server, tokenizer, *, journal=None, temperature=1.0, restart=False, max_new_tokens=24, seed=0, **settings
 ):
-    url = server if isinstance(server, str) else server.url
+    servers = server if isinstance(server, (list, tuple)) else [server]
+    urls = tuple(each if isinstance(each, str) else each.url for each in servers)
     settings = {"model": "m", "patience_seconds": 5, "concurrency": 4} | settings
     decoding = Decoding(sampling_temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     return ServerSampler(
-        Server(url=url, **settings), tokenizer, decoding, stop_ids=stop_ids(tokenizer), journal=journal, restart=restart
+        Server(urls=urls, **settings),
+        tokenizer,
+        decoding,
+        stop_ids=stop_ids(tokenizer),
+        journal=journal,
+        restart=restart,
     )
 
 
@@ -94,10 +101,6 @@ def echoes(tokenizer):
         return completion([*told(body["seed"]), stop_ids(tokenizer)[0]], [-0.5] * 4)
 
     return answer
-
-
-def told(seed: int) -> list[int]:
-    return [10 + seed // 150**n % 150 for n in range(3)]
 
 
 def assert_each_once(prompts, done):
@@ -151,38 +154,47 @@ from pathlib import Path
 from unit.rollouts.test_server import prompts_of, sampler_of
 from limbeck.train.models import load_tokenizer
 tokenizer = load_tokenizer("abacus:base")
-sampler_of({url!r}, tokenizer, journal=Path({journal!r}))(prompts_of(tokenizer, 60, samples=2))
+sampler_of({urls!r}, tokenizer, journal=Path({journal!r}))(prompts_of(tokenizer, 60, samples=2))
 """
 
 
-def test_a_killed_client_continues_and_asks_nothing_twice(tokenizer, tmp_path):
+def test_a_killed_client_continues_at_other_addresses_and_asks_nothing_twice(tokenizer, tmp_path):
     journal = tmp_path / "journal.jsonl"
     prompts = prompts_of(tokenizer, 60, samples=2)
     seeds = {request_seed(Decoding(), prompt.key): prompt.key for prompt in prompts}
     enough = threading.Event()
 
     def slowly(number: int, body: dict) -> str | None:
-        if number > 40:
+        if number > 20:
             enough.set()
-        return "delay" if number > 30 else None
+        return "delay" if number > 15 else None
 
-    with serving(echoes(tokenizer), slowly) as server:
-        code = CLIENT.format(tests=str(Path(__file__).parents[2]), url=server.url, journal=str(journal))
+    with serving(echoes(tokenizer), slowly) as old, serving(echoes(tokenizer), slowly) as kept:
+        urls = (old.url, kept.url)
+        code = CLIENT.format(tests=str(Path(__file__).parents[2]), urls=urls, journal=str(journal))
         client = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
         assert enough.wait(60), client.stderr.read()
         client.kill()
         client.wait()
         client.stderr.close()
-        saved = {json.loads(line)["key"] for line in journal.read_bytes().splitlines()[2:]}
-        before = len(server.asked)
+        lines = [json.loads(line) for line in journal.read_bytes().splitlines()[2:]]
+        saved = Counter(line["from"] for line in lines)
         with journal.open("ab") as file:
             file.write(b'{"key":"torn","ids":[1,')  # as a machine that lost power leaves it
-        server.delay = 0
-        done = sampler_of(server, tokenizer, journal=journal)(prompts)
-        again = [seeds[request["body"]["seed"]] for request in server.asked[before:]]
-    assert 20 < len(saved) < len(prompts)
+        before, kept.delay = len(kept.asked), 0
+        with serving(echoes(tokenizer)) as new:
+            sampler = sampler_of([new, kept], tokenizer, journal=journal)
+            done = sampler(prompts)
+            asked = [*new.asked, *kept.asked[before:]]
+    assert 20 < len(lines) < len(prompts)
     assert_each_once(prompts, done)
-    assert Counter(again) == Counter(prompt.key for prompt in prompts if prompt.key not in saved)
+    again = Counter(seeds[request["body"]["seed"]] for request in asked)
+    assert again == Counter({prompt.key for prompt in prompts} - {line["key"] for line in lines})
+    counts = sampler.provenance()["server"]["endpoints"]
+    assert set(counts) == {f"{server.url}/v1/" for server in (old, kept, new)}
+    assert counts[f"{old.url}/v1/"] == saved[f"{old.url}/v1/"] > 0
+    assert counts[f"{new.url}/v1/"] == len(new.asked) > 0
+    assert sum(counts.values()) == len(prompts)
     assert (
         sampler_of("http://127.0.0.1:9", tokenizer, journal=journal)(prompts) == done
     )  # all on record: nobody is asked
@@ -210,7 +222,7 @@ def test_while_a_server_is_silent_it_is_said(tokenizer, monkeypatch):
     monkeypatch.setattr(retries_module, "TELL_SECONDS", 0.0)
     said = []
     sampler = sampler_of("http://127.0.0.1:9", tokenizer, patience_seconds=0.2)
-    sampler.tell = said.append
+    sampler.client.tell = said.append
     with pytest.raises(ServerError, match="connection"):
         sampler(prompts_of(tokenizer, 1))
     assert "waiting for the server (connection (ConnectError))" in said[0]
@@ -428,13 +440,13 @@ def test_what_is_known_to_be_inexact_is_said(tokenizer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"url": "localhost:8000"}, "http://localhost:8000/v1"),
-        ({"url": "ftp://host"}, r"must be http\(s\)"),
-        ({"url": f"http://me:{KEY}@host"}, "without user"),
-        ({"url": f"http://host/v1?key={KEY}"}, "without user"),
-        ({"url": "http://h", "api": "chta"}, 'Did you mean "chat"'),
-        ({"url": "http://h", "concurrency": 0}, "concurrency >= 1"),
-        ({"url": "http://h", "api_key": "a\nb"}, "printable"),
+        ({"urls": ("localhost:8000",)}, "http://localhost:8000/v1"),
+        ({"urls": ("ftp://host",)}, r"must be http\(s\)"),
+        ({"urls": (f"http://me:{KEY}@host",)}, "without user"),
+        ({"urls": (f"http://host/v1?key={KEY}",)}, "without user"),
+        ({"urls": ("http://h",), "api": "chta"}, 'Did you mean "chat"'),
+        ({"urls": ("http://h",), "concurrency": 0}, "concurrency >= 1"),
+        ({"urls": ("http://h",), "api_key": "a\nb"}, "printable"),
     ],
 )
 def test_settings_that_lead_nowhere_are_refused(settings, message):
@@ -524,7 +536,7 @@ def test_the_key_is_sent_and_never_written(tokenizer, tmp_path, monkeypatch):
         assert any(path.name == "journal.jsonl" for path in written)
         code, rest = call(*command(server, out, "--concurrency", "1"))
         assert code == 0
-    for text in (said, rest, repr(Server(url="http://h", model="m", api_key=KEY))):
+    for text in (said, rest, repr(Server(urls=("http://h",), model="m", api_key=KEY))):
         assert KEY not in text
     for path in [*written, *(path for path in tmp_path.rglob("*") if path.is_file())]:
         assert not path.exists() or KEY.encode() not in path.read_bytes()
@@ -532,9 +544,10 @@ def test_the_key_is_sent_and_never_written(tokenizer, tmp_path, monkeypatch):
 
 def test_the_page_says_what_may_be_inexact_and_which_options_there_are():
     page = (Path(__file__).parents[3] / "docs" / "servers.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE))
-    assert {name: text.replace("`", "") for name, text in rows.items()} == NOTES
-    said = CliRunner().invoke(cli.app, ["sample", "--help"], env={"COLUMNS": "200"}).output
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", page, re.MULTILINE))
+    assert {name: text.replace("`", "") for name, text in rows.items()} == NOTES | SCORING_NOTES
+    verbs = ("sample", "score")
+    said = "".join(CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "200"}).output for verb in verbs)
     for option in set(re.findall(r"`(--[a-z-]+)", page)) - {"--logprobs-mode"}:
         assert option in said, option
 

@@ -1,4 +1,7 @@
-"""One conversation with a server: find the way of asking that it takes, then keep many requests under way."""
+"""One conversation with a pool of addresses: find the way of asking that is taken, then keep many requests under way.
+
+Knows nothing of what is asked: samplers and scorers bring their ways (:class:`limbeck.rollouts.server.wire.Way`).
+"""
 
 from __future__ import annotations
 
@@ -7,121 +10,231 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic
 
 import httpx2
-from transformers import PreTrainedTokenizerBase
 
 from limbeck.errors import ServerError
-from limbeck.rollouts.protocol import Prompt
-from limbeck.rollouts.sample import Decoding
 from limbeck.rollouts.server.endpoint import AUTO, Server
-from limbeck.rollouts.server.retries import HaltError, Patience, RefusalError, TroubleError, retry_after
-from limbeck.rollouts.server.wire import APIS, Answer, AnswerError, read_answer
+from limbeck.rollouts.server.pool import Endpoint, Pool
+from limbeck.rollouts.server.retries import HaltError, LackError, Patience, RefusalError, TroubleError, retry_after
+from limbeck.rollouts.server.wire import AnswerError, Reply, T, Way
 
 LARGEST_ANSWER = 64 * 2**20  # bytes
 REPEATED = (408, 409, 425, 429)  # and all that blame the server, but 501: not implemented
-ANOTHER_WAY = (400, 404, 405, 413, 415, 422, 501)  # refusals that may be about the way of asking
-MISSING = {
-    "retokenized": "no token_ids in choices[0]",
-    "prompt_differs": "prompt_token_ids or usage.prompt_tokens of another prompt",
-    "closed": "no stop token at the end of token_ids",
-    "untempered": "logprobs.token_logprobs of temperature 1 where another was sampled at",
-    "no_logprobs": "no logprobs.token_logprobs with one number for each id",
-}
+ANOTHER_WAY = (200, 400, 404, 405, 413, 415, 422, 501)  # may be about the way of asking; 200 where a field is not there
+LARGEST_GAP = 0.2  # nats a token: 16-bit arithmetic in other batches is off by hundredths, another model by more
+NO_WAY = "no way of asking that it takes"
+NOT_HERE = (401, 403, 404)  # at the first contact with an address: no key, or no such model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What the server said at first and must go on saying: the way of asking it took, its model, the weights' version."""
+    """What was said at first and must go on being said, at every address: the way of asking, the model, its weights."""
 
     api: str
     model: str
     version: str
 
+    @property
+    def shown(self) -> str:
+        return self.model[:80] + (f", weights {self.version[:40]}" if self.version else "")
+
 
 @dataclass(slots=True, kw_only=True)
-class Exchange:
-    """The state of one call. ``took`` is called with every answer, once; ``served`` is None until the first."""
+class Exchange(Generic[T]):
+    """The state of one call.
+
+    Attributes:
+        took: called with every answer, once.
+        served: None until the first answer.
+        probe: an item and what is on record for it, to compare addresses by, see ``Way.gap``; None until the first answer.
+        largest_gap: between what is on record and what an address said to the same, None where nothing was compared.
+    """
 
     server: Server
-    tokenizer: PreTrainedTokenizerBase
-    decoding: Decoding
-    stop_ids: tuple[int, ...]
+    ways: Mapping[str, Way[T]]
+    pool: Pool
     patience: Patience
-    took: Callable[[Prompt, Answer, Served], None]
+    took: Callable[[T, Reply, Served, Endpoint], None]
     served: Served | None = None
+    probe: tuple[T, Mapping[str, Any]] | None = None
+    largest_gap: float | None = None
+    troubles: Counter[str] = field(default_factory=Counter)
 
-    async def run(self, prompts: Sequence[Prompt]) -> None:
-        """Ask for every prompt.
+    async def run(self, items: Sequence[T]) -> None:
+        """Ask for every item.
 
         Raises:
             HaltError: there is no use in going on.
-            ServerError: log-probs are required and the server has none.
+            ServerError: the server lacks a field that is needed.
         """
-        waiting = iter(prompts)
+        waiting = iter(items)
         headers = {"Authorization": f"Bearer {self.server.api_key}"} if self.server.api_key else {}
-        num = min(self.server.concurrency, len(prompts))
+        num = min(self.server.concurrency, len(items))
         limits = httpx2.Limits(max_connections=num, max_keepalive_connections=num)
         async with httpx2.AsyncClient(headers=headers, timeout=None, limits=limits) as client:
-            served = self.served or await self._find_api(client, next(waiting))
-            await _together([self._work(client, waiting, served) for _ in range(num)])
+            await _together([self._work(client, waiting) for _ in range(num)])
 
-    async def _find_api(self, client: httpx2.AsyncClient, prompt: Prompt) -> Served:
-        """Ask the first question in each way until the server takes one."""
-        refusals: list[str] = []
-        for api in APIS if self.server.api == AUTO else (self.server.api,):
+    async def _work(self, client: httpx2.AsyncClient, waiting: Iterator[T]) -> None:
+        for item in waiting:  # shared by all workers: each takes the next
+            await self._ask(client, item)
+
+    async def _ask(self, client: httpx2.AsyncClient, item: T) -> None:
+        """Ask until somebody answers: what failed at one address goes to another that is well, else it waits."""
+        first, attempt = math.inf, 0
+        failed: set[Endpoint] = set()  # since the request waited last
+        refused: dict[Endpoint, RefusalError] = {}
+        while True:
+            endpoint = await self.pool.take({*failed, *refused})
+            if endpoint is None and failed:  # who was to be asked instead is gone by now
+                failed = set()
+                continue
+            if endpoint is None:
+                break
+            sent = time.monotonic()
             try:
-                answer = await self._answer(client, prompt, api)
+                reply = await self._reply(client, endpoint, item)
+            except TroubleError as trouble:
+                first = min(first, time.monotonic())
+                self.troubles[trouble.kind] += 1
+                self.pool.failed(endpoint, trouble, sent=sent)
+                failed.add(endpoint)
+                if self.pool.another({*failed, *refused}):
+                    continue
+                rest = self.pool.seconds_until_room()
+                if not await self.patience.failed(item.key, trouble, first=first, attempt=attempt, rest=rest):
+                    return
+                attempt, failed = attempt + 1, set()
+            except RefusalError as refusal:
+                self.troubles[refusal.kind] += 1
+                self.pool.refused(endpoint, refusal)
+                refused[endpoint] = refusal
+                failed = set()  # whoever failed is worth another try before the request is given up
+            else:
+                self.pool.answered(endpoint)
+                self.patience.succeeded()
+                if self.probe is None:
+                    self.probe, endpoint.compared = (item, reply[0].record), True
+                self.took(item, *reply, endpoint)
+                return
+        if self.pool.all_gone():
+            raise HaltError(self.pool.endpoints[-1].said)
+        self.patience.set_aside[item.key] = str(next(reversed(refused.values())))
+
+    async def _reply(self, client: httpx2.AsyncClient, endpoint: Endpoint, item: T) -> tuple[Reply, Served]:
+        """One attempt at one address; until somebody has answered, in each way until one is taken."""
+        try:
+            if self.served is None:
+                return await self._find_way(client, endpoint, item)
+            return await self._in_this_way(client, endpoint, item, self.served)
+        except RefusalError as refusal:
+            if not endpoint.met and refusal.status in NOT_HERE:
+                raise HaltError(f"{refusal} from {endpoint.base}") from refusal
+            raise
+        except LackError as lack:
+            raise ServerError(f"{endpoint.base} must return {lack} for {item.key!r}. {lack.way_out}") from lack
+        finally:
+            self.pool.release(endpoint)
+
+    async def _in_this_way(
+        self, client: httpx2.AsyncClient, endpoint: Endpoint, item: T, served: Served
+    ) -> tuple[Reply, Served]:
+        way = self.ways[served.api]
+        await self._compare(client, endpoint, way)
+        try:
+            reply = await self._post(client, endpoint, way, item)
+        except RefusalError as refusal:
+            excused = way.excused(refusal)
+            if excused is None:
+                raise
+            return Reply(record=excused, served=served.model, version=served.version), served
+        return reply, self._checked(endpoint, served.api, reply)
+
+    async def _find_way(self, client: httpx2.AsyncClient, endpoint: Endpoint, item: T) -> tuple[Reply, Served]:
+        refusals: list[str] = []
+        for api in self.ways if self.server.api == AUTO else (self.server.api,):
+            way = self.ways[api]
+            try:
+                reply = await self._post(client, endpoint, way, item)
             except RefusalError as refusal:
                 if refusal.status not in ANOTHER_WAY:
                     raise HaltError(str(refusal)) from refusal
-                refusals.append(f"{api} ({APIS[api].sends}): {refusal}")
+                refusals.append(f"{api} ({way.sends}): {refusal}")
                 continue
-            if answer is None:
-                raise HaltError(self.patience.set_aside[prompt.key])
-            self.served = Served(api=api, model=answer.served, version=answer.version)
-            self.took(prompt, answer, self.served)
-            return self.served
-        raise HaltError("no way of asking that it takes: " + "; ".join(refusals))
+            served = self._checked(endpoint, api, reply)
+            await self._compare(client, endpoint, way)  # where another address was quicker
+            return reply, served
+        raise HaltError(f"{NO_WAY}: {'; '.join(refusals)}")
 
-    async def _work(self, client: httpx2.AsyncClient, waiting: Iterator[Prompt], served: Served) -> None:
-        for prompt in waiting:  # shared by all workers: each takes the next
-            try:
-                answer = await self._answer(client, prompt, served.api)
-            except RefusalError as refusal:
-                self.patience.refused(prompt.key, refusal)
-            else:
-                if answer is not None:
-                    self.took(prompt, answer, served)
+    def _checked(self, endpoint: Endpoint, api: str, reply: Reply) -> Served:
+        """The model must be the one that was asked for, and stay the same, at every address."""
+        said = Served(api=api, model=reply.served, version=reply.version)
+        if self.served is None and same_model(self.server.model, said.model):
+            self.served = said
+        if said == self.served:
+            return said
+        text = f"answers by another model ({said.shown})"
+        if self.served and replace(said, api=self.served.api) == self.served:
+            text = f"another way of asking ({api})"
+        raise self._another(endpoint, text)
 
-    async def _answer(self, client: httpx2.AsyncClient, prompt: Prompt, api: str) -> Answer | None:
-        """The answer, or None when patience ran out and the request was set aside."""
-        first, attempt = math.inf, 0
-        while True:
-            await self.patience.turn()
-            try:
-                answer = self._read(await self._post(client, prompt, api), prompt)
-            except TroubleError as trouble:
-                first = min(first, time.monotonic())
-                if not await self.patience.failed(prompt.key, trouble, first=first, attempt=attempt):
-                    return None
-                attempt += 1
-            else:
-                self.patience.succeeded()
-                return answer
+    async def _compare(self, client: httpx2.AsyncClient, endpoint: Endpoint, way: Way[T]) -> None:
+        """Ask an address that is new, or failed, for what is on record: other weights under the same name show."""
+        if endpoint.compared or self.probe is None or way.gap is None:
+            return
+        item, record = self.probe
+        gap = way.gap(record, (await self._post(client, endpoint, way, item)).record)
+        self.largest_gap = max(self.largest_gap or 0.0, gap)
+        if not gap <= LARGEST_GAP:
+            raise self._another(endpoint, f"answers by other weights ({gap:.2g} nats a token off what is on record)")
+        endpoint.compared = True
 
-    async def _post(self, client: httpx2.AsyncClient, prompt: Prompt, api: str) -> bytes:
-        way = APIS[api]
-        body = {"model": self.server.model} | way.body(prompt, self.decoding, self.stop_ids, self.tokenizer)
-        content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+    def _another(self, endpoint: Endpoint, text: str) -> HaltError | TroubleError:
+        """Another model ends the call at an address that is met for the first time; later on it is trouble there."""
+        if endpoint.met:
+            return TroubleError(text)
+        first = f", where {self.served.shown} answered at first (asked by {self.served.api})" if self.served else ""
+        return HaltError(f"{text} at {endpoint.base}{first}")
+
+    async def _post(self, client: httpx2.AsyncClient, endpoint: Endpoint, way: Way[T], item: T) -> Reply:
+        data = await self._call(client, "POST", endpoint.base, way.path, json.dumps(way.body(item)).encode())
+        try:
+            reply = way.read(json.loads(data), item)
+        except AnswerError as error:
+            raise TroubleError(f"garbage: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise TroubleError("garbage: not JSON" if data else "garbage: empty body") from error
+        if way.names:
+            return reply
+        if endpoint.name is None:
+            endpoint.name = await self._listed(client, endpoint)
+        return replace(reply, served=endpoint.name)
+
+    async def _listed(self, client: httpx2.AsyncClient, endpoint: Endpoint) -> str:
+        """The model that an address lists: the one that is asked for where it is among several, empty where it lists none."""
+        try:
+            listed = json.loads(await self._call(client, "GET", endpoint.base, "models"))["data"]
+            names = [str(model["id"]) for model in listed]
+        except RefusalError:
+            return ""
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise TroubleError("garbage: a list of models that cannot be read") from error
+        return self.server.model if self.server.model in names else next(iter(names), "")
+
+    async def _call(
+        self, client: httpx2.AsyncClient, method: str, base: str, path: str, content: bytes | None = None
+    ) -> bytes:
+        headers = {"Content-Type": "application/json"}
+        url = base.removesuffix("v1/") + path[1:] if path.startswith("/") else base + path
         data = bytearray()
         try:
             async with (
                 asyncio.timeout(self.server.timeout_seconds),  # over all of it: a server may trickle
-                client.stream("POST", self.server.base + way.path, content=content, headers=headers) as response,
+                client.stream(method, url, content=content, headers=headers) as response,
             ):
                 async for chunk in response.aiter_bytes():
                     data += chunk
@@ -138,43 +251,6 @@ class Exchange:
         if status != 200:
             raise RefusalError(status, self._excerpt(data))
         return bytes(data)
-
-    def _read(self, data: bytes, prompt: Prompt) -> Answer:
-        try:
-            answer = read_answer(json.loads(data), prompt, self.decoding, self.stop_ids, self.tokenizer)
-        except AnswerError as error:
-            raise TroubleError(f"garbage: {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise TroubleError("garbage: not JSON" if data else "garbage: empty body") from error
-        self._check_served(answer)
-        answer = self._without_untempered(answer)
-        inexact = [note for note in MISSING if note in answer.notes]
-        if self.server.require_logprobs and inexact:
-            raise ServerError(
-                f"{self.server.base} must return the sampled ids and a log-prob for each, which on-policy use needs, "
-                f"received {MISSING[inexact[0]]} for {prompt.key!r}. vLLM and SGLang return them; without, sample offline."
-            )
-        return answer
-
-    def _check_served(self, answer: Answer) -> None:
-        """The model must be the one that was asked for, and stay the same."""
-        if self.served is not None:
-            good = (answer.served, answer.version) == (self.served.model, self.served.version)
-        else:
-            good = same_model(self.server.model, answer.served)
-        if not good:
-            name = answer.served[:80] + (f", weights {answer.version[:40]}" if answer.version else "")
-            raise TroubleError(f"answers by another model ({name})")
-
-    def _without_untempered(self, answer: Answer) -> Answer:
-        """Log-probs are kept where they are those of the distribution that was sampled from, else dropped."""
-        if self.decoding.sampling_temperature in (0.0, 1.0) or self.server.tempered_logprobs:
-            return answer
-        if "no_logprobs" in answer.notes:
-            return answer
-        unknown = (math.nan,) * len(answer.completion.ids)
-        notes = (*answer.notes, "untempered", "no_logprobs")
-        return replace(answer, completion=replace(answer.completion, logprobs=unknown), notes=notes)
 
     def _excerpt(self, data: bytearray) -> str:
         """What a server said, for a message: short, on one line, without the key that it may repeat."""

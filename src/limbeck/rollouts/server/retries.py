@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +12,6 @@ from email.utils import parsedate_to_datetime
 
 BASE_SECONDS, LONGEST_SECONDS = 0.5, 30.0  # of the exponential waits
 TELL_SECONDS = 5.0
-REFUSALS_IN_A_ROW = 20  # a server that refuses so many different requests refuses all
 
 
 class TroubleError(Exception):
@@ -26,10 +24,11 @@ class TroubleError(Exception):
 
 
 class RefusalError(Exception):
-    """An attempt that the server refused for good: asking again gets the same."""
+    """An attempt that the server refused for good: asking again gets the same. 200 for an answer without the field."""
 
     def __init__(self, status: int, said: str) -> None:
-        super().__init__(f"HTTP {status}: {said}" if said else f"HTTP {status}")
+        self.kind = said if status == 200 else f"HTTP {status}"
+        super().__init__(self.kind if status == 200 or not said else f"{self.kind}: {said}")
         self.status = status
 
 
@@ -37,61 +36,47 @@ class HaltError(Exception):
     """There is no use in going on with any request."""
 
 
+class LackError(Exception):
+    """An answer that is good and without something that this call insists on."""
+
+    def __init__(self, needed: str, missing: str, way_out: str) -> None:
+        super().__init__(f"{needed}, received {missing}")
+        self.way_out = way_out
+
+
 @dataclass(slots=True, kw_only=True)
 class Patience:
-    """Shared by all requests to one server.
+    """Shared by all requests of one call.
 
     A request is repeated until ``seconds`` have passed since its first failure. When it runs out, the server counts as
-    gone if nobody was answered in that time, else the request alone is set aside.
+    gone if nobody was answered in that time, by any address, else the request alone is set aside.
     """
 
     seconds: float | int
     tell: Callable[[str], None]
-    troubles: Counter[str] = field(default_factory=Counter)
     set_aside: dict[str, str] = field(default_factory=dict)
-    _not_before: float = 0.0
     _last_success: float = 0.0
     _last_told: float = field(default_factory=time.monotonic)
-    _refused: int = 0
-
-    async def turn(self) -> None:
-        """Wait while the server has asked everybody to."""
-        while (left := self._not_before - time.monotonic()) > 0:
-            await asyncio.sleep(left + random.uniform(0, BASE_SECONDS))  # noqa: S311
 
     def succeeded(self) -> None:
-        """Note that the server is there."""
-        self._last_success, self._refused = time.monotonic(), 0
+        """Note that somebody was answered."""
+        self._last_success = time.monotonic()
 
-    def refused(self, key: str, refusal: RefusalError) -> None:
-        """Set the request aside; halt where the server refuses whatever it is asked.
-
-        Raises:
-            HaltError: no key or a wrong one, or nothing but refusals.
-        """
-        self.troubles[f"HTTP {refusal.status}"] += 1
-        self._refused += 1
-        if refusal.status in (401, 403) or self._refused >= REFUSALS_IN_A_ROW:
-            raise HaltError(str(refusal)) from refusal
-        self.set_aside[key] = str(refusal)
-
-    async def failed(self, key: str, trouble: TroubleError, *, first: float, attempt: int) -> bool:
+    async def failed(self, key: str, trouble: TroubleError, *, first: float, attempt: int, rest: float) -> bool:
         """Wait before the next attempt; false where there is to be none and the request was set aside.
 
         Args:
             key: of the request.
-            trouble: what went wrong.
+            trouble: what went wrong last.
             first: when the request failed first, on the monotonic clock.
-            attempt: how often it failed before.
+            attempt: how often it waited before.
+            rest: seconds until somebody may be asked at all.
 
         Raises:
             HaltError: nobody was answered since ``first``.
         """
-        self.troubles[trouble.kind] += 1
         now = time.monotonic()
-        wait = max(backoff(attempt), trouble.retry_after)
-        if trouble.retry_after:
-            self._not_before = max(self._not_before, now + min(trouble.retry_after, self.seconds))
+        wait = max(backoff(attempt), rest)
         if now + wait - first <= self.seconds:
             self._tell(trouble, first=first, now=now)
             await asyncio.sleep(wait)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from limbeck.errors import ConfigError, ServerError
 from limbeck.folders import digest_of
-from limbeck.rollouts.journal import Journal
 from limbeck.rollouts.protocol import Prompt
 from limbeck.rollouts.sample import Completion, Decoding
-from limbeck.rollouts.server.endpoint import KEY_VARIABLES, Server
-from limbeck.rollouts.server.exchange import Exchange, Served
-from limbeck.rollouts.server.retries import HaltError, Patience
-from limbeck.rollouts.server.wire import APIS, Answer
+from limbeck.rollouts.server.client import Client
+from limbeck.rollouts.server.endpoint import Server
+from limbeck.rollouts.server.retries import LackError
+from limbeck.rollouts.server.wire import APIS, Answer, Api, Reply, Way, read_answer
 from limbeck.types import Finish
 
-HEADER = ""  # the journal's key for what the server said of itself; prompts have others
+MISSING = {
+    "retokenized": "no token_ids in choices[0]",
+    "prompt_differs": "prompt_token_ids or usage.prompt_tokens of another prompt",
+    "closed": "no stop token at the end of token_ids",
+    "untempered": "logprobs.token_logprobs of temperature 1 where another was sampled at",
+    "no_logprobs": "no logprobs.token_logprobs with one number for each id",
+}
 
 
 class ServerSampler:
@@ -41,6 +42,9 @@ class ServerSampler:
         journal: file for finished answers, or None to keep them in memory.
         restart: drop what the journal holds where it is that of other settings.
         tell: called with a sentence while the server does not answer.
+
+    Raises:
+        ConfigError: ``server.api`` is no way to sample.
     """
 
     def __init__(
@@ -54,11 +58,9 @@ class ServerSampler:
         restart: bool = False,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.server, self.tokenizer, self.decoding = server, tokenizer, decoding
-        self.stop_ids, self.journal, self.restart, self.tell = tuple(stop_ids), journal, restart, tell
-        self.troubles: Counter[str] = Counter()
-        self.notes: Counter[str] = Counter()
-        self.served: Served | None = None
+        self.server, self.tokenizer, self.decoding, self.stop_ids = server, tokenizer, decoding, tuple(stop_ids)
+        ways = {name: self._way(api) for name, api in APIS.items()}
+        self.client = Client(server, ways, journal=journal, restart=restart, tell=tell)
 
     def __call__(
         self, prompts: Sequence[Prompt], *, advance: Callable[[int], None] = lambda num: None
@@ -70,23 +72,10 @@ class ServerSampler:
             ConfigError: two prompts of one key.
             FolderError: the journal is that of other settings.
         """
-        if len({HEADER, *(prompt.key for prompt in prompts)}) != len(prompts) + 1:
-            raise ConfigError("prompts must have keys of their own, received one twice or empty. Number the samples.")
-        with self._open_journal(prompts) as journal:
-            records: dict[str, dict[str, Any]] = journal.done if journal else {}
-            keep = journal.append if journal else records.__setitem__
-            if HEADER in records:
-                self.served = Served(**records[HEADER])
-            missing = [prompt for prompt in prompts if prompt.key not in records]
-            advance(len(prompts) - len(missing))
-            if missing:
-                self._ask(missing, records, keep, advance, num_prompts=len(prompts))
-        found = [records[prompt.key] for prompt in prompts]
-        self.notes = Counter(note for record in found for note in record["notes"])
-        return [_completion(record) for record in found]
+        return [_completion(record) for record in self.client(prompts, self.identity(prompts), advance=advance)]
 
     def identity(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """What must agree for answers to belong together; the address may change."""
+        """What must agree for answers to belong together; the addresses may change."""
         return {
             "model": self.server.model,
             "api": self.server.api,
@@ -102,80 +91,36 @@ class ServerSampler:
 
     def provenance(self) -> dict[str, Any]:
         """What a rollout set records of where it came from; the weights' digest cannot be known here."""
-        served = self.served
-        return {
-            "model": self.server.model,
-            "model_digest": "",
-            "server": {
-                "url": self.server.base,
-                "api": served.api if served else self.server.api,
-                "prompts_sent_as": APIS[served.api].sends if served else "",
-                "served_model": served.model if served else "",
-                "weights_version": served.version if served else "",
-                "tempered_logprobs": self.server.tempered_logprobs,
-                "inexact": dict(sorted(self.notes.items())),
-                "repeated": dict(sorted(self.troubles.items())),
-            },
-        }
+        about = {**self.client.provenance(), "tempered_logprobs": self.server.tempered_logprobs}
+        return {"model": self.server.model, "model_digest": "", "server": about}
 
-    def _open_journal(self, prompts: Sequence[Prompt]) -> Journal | nullcontext[None]:
-        if self.journal is None:
-            return nullcontext()
-        return Journal(self.journal, self.identity(prompts), restart=self.restart)
+    def _way(self, api: Api) -> Way[Prompt]:
+        def body(prompt: Prompt) -> dict[str, Any]:
+            return {"model": self.server.model} | api.body(prompt, self.decoding, self.stop_ids, self.tokenizer)
 
-    def _ask(
-        self,
-        missing: Sequence[Prompt],
-        records: Mapping[str, Any],
-        keep: Callable[[str, dict[str, Any]], None],
-        advance: Callable[[int], None],
-        *,
-        num_prompts: int,
-    ) -> None:
-        num_saved = num_prompts - len(missing)
+        return Way(path=api.path, sends=api.sends, body=body, read=self._read)
 
-        def took(prompt: Prompt, answer: Answer, served: Served) -> None:
-            nonlocal num_saved
-            if HEADER not in records:
-                self.served = served
-                keep(HEADER, asdict(served))
-            keep(prompt.key, _record(answer))
-            num_saved += 1
-            advance(1)
-
-        patience = Patience(seconds=self.server.patience_seconds, troubles=self.troubles, tell=self.tell)
-        exchange = Exchange(
-            server=self.server,
-            tokenizer=self.tokenizer,
-            decoding=self.decoding,
-            stop_ids=self.stop_ids,
-            patience=patience,
-            took=took,
-            served=self.served,
-        )
-        try:
-            asyncio.run(exchange.run(missing))
-        except HaltError as halt:
-            raise self._gave_up(str(halt), num_saved, num_prompts) from None
-        if patience.set_aside:
-            key, reason = next(iter(patience.set_aside.items()))
-            count = len(patience.set_aside)
-            raise self._gave_up(f"no usable answer to {count}, as to {key!r}: {reason}", num_saved, num_prompts)
-
-    def _gave_up(self, reason: str, num_saved: int, num_prompts: int) -> ServerError:
-        troubles = ", ".join(f"{count} x {kind}" for kind, count in self.troubles.most_common(5))
-        key = f" Set {KEY_VARIABLES[0]} to a key that it takes." if reason.startswith(("HTTP 401", "HTTP 403")) else ""
-        if self.journal:
-            way_out = (
-                f"{num_saved} of {num_prompts} answers are saved in {self.journal.parent}: the same command continues."
+    def _read(self, payload: Any, prompt: Prompt) -> Reply:
+        answer = read_answer(payload, prompt, self.decoding, self.stop_ids, self.tokenizer)
+        answer = self._without_untempered(answer)
+        inexact = [note for note in MISSING if note in answer.notes]
+        if self.server.require_logprobs and inexact:
+            raise LackError(
+                "the sampled ids and a log-prob for each, which on-policy use needs",
+                MISSING[inexact[0]],
+                "vLLM and SGLang return them; without, sample offline.",
             )
-        else:
-            way_out = f"{num_saved} of {num_prompts} answers came and were not kept: give a journal to keep them."
-        return ServerError(
-            f"{self.server.base} must answer every prompt for the model {self.server.model!r} within "
-            f"{self.server.patience_seconds:g} s of patience, received {reason}{f' (in all: {troubles})' if troubles else ''}."
-            f"{key} {way_out}"
-        )
+        return Reply(record=_record(answer), served=answer.served, version=answer.version)
+
+    def _without_untempered(self, answer: Answer) -> Answer:
+        """Log-probs are kept where they are those of the distribution that was sampled from, else dropped."""
+        if self.decoding.sampling_temperature in (0.0, 1.0) or self.server.tempered_logprobs:
+            return answer
+        if "no_logprobs" in answer.notes:
+            return answer
+        unknown = (math.nan,) * len(answer.completion.ids)
+        notes = (*answer.notes, "untempered", "no_logprobs")
+        return replace(answer, completion=replace(answer.completion, logprobs=unknown), notes=notes)
 
 
 def _record(answer: Answer) -> dict[str, Any]:

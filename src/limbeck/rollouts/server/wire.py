@@ -10,17 +10,63 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.problems.prompts import response_ids
 from limbeck.rollouts.protocol import Prompt
 from limbeck.rollouts.sample import Completion, Decoding
+from limbeck.rollouts.server.retries import RefusalError
 from limbeck.types import Finish
 
 ABOVE_ZERO = 1e-3  # nats; a log-prob above it is none
+# every bias is switched off by name: servers take defaults for what is left out from the model's folder
+UNBIASED = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    """Whatever is asked for: it has a name of its own."""
+
+    @property
+    def key(self) -> str: ...
+
+
+T = TypeVar("T", bound=Keyed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An answer that was read: what goes on record, and what the server says of itself."""
+
+    record: Mapping[str, Any]
+    served: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way(Generic[T]):
+    """One way to ask, with all that it needs to know bound in.
+
+    Attributes:
+        path: appended to the address; from its root, without ``/v1``, where it begins with a slash.
+        sends: what prompts are sent as, in words.
+        body: an item to the JSON that is sent.
+        read: the decoded answer to an item; raises :class:`AnswerError`, or ``LackError`` for a field that is needed.
+        excused: what goes on record for an item that is refused like this, None where it must not be refused.
+        gap: how far two records of one item are apart, nats a token; None where answers are drawn and may differ.
+        names: an answer names the model; otherwise the server's list of models is asked.
+    """
+
+    path: str
+    sends: str
+    body: Callable[[T], dict[str, Any]]
+    read: Callable[[Any, T], Reply]
+    excused: Callable[[RefusalError], dict[str, Any] | None] = field(default=lambda refusal: None)
+    gap: Callable[[Mapping[str, Any], Mapping[str, Any]], float] | None = None
+    names: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +133,8 @@ def _by_ids(
     prompt: Prompt, decoding: Decoding, stops: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     del tokenizer
-    # every bias is switched off by name: servers take defaults for what is left out from the model's folder
-    unbiased = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     returned = {"logprobs": 1, "return_token_ids": True}
-    return _common(prompt, decoding) | unbiased | returned | {"prompt": list(prompt.ids), "stop_token_ids": list(stops)}
+    return _common(prompt, decoding) | UNBIASED | returned | {"prompt": list(prompt.ids), "stop_token_ids": list(stops)}
 
 
 def _by_transformers(
@@ -151,12 +195,7 @@ def read_answer(
     Raises:
         AnswerError: it is not an answer to this question.
     """
-    if not isinstance(payload, dict):
-        raise AnswerError("not a JSON object")
-    choices = payload.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise AnswerError(f"{len(choices) if isinstance(choices, list) else 'no'} choices instead of 1")
-    choice = choices[0]
+    choice = the_choice(payload)
     if choice.get("finish_reason") not in ("stop", "length"):
         raise AnswerError(f"finish_reason {str(choice.get('finish_reason'))[:20]!r}")
     finish = Finish(choice["finish_reason"])
@@ -177,9 +216,23 @@ def read_answer(
     return Answer(
         completion=Completion(ids=tuple(ids), logprobs=tuple(logprobs or unknown), finish=finish),
         served=str(payload.get("model") or ""),
-        version=_version(payload),
+        version=version_of(payload),
         notes=tuple(notes),
     )
+
+
+def the_choice(payload: Any) -> Mapping[str, Any]:
+    """The one choice of an answer in OpenAI's form.
+
+    Raises:
+        AnswerError: it is none, or has another number of choices.
+    """
+    if not isinstance(payload, dict):
+        raise AnswerError("not a JSON object")
+    choices = payload.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise AnswerError(f"{len(choices) if isinstance(choices, list) else 'no'} choices instead of 1")
+    return choices[0]
 
 
 def _ids(choice: Mapping[str, Any], vocabulary: int, decoding: Decoding) -> list[int] | None:
@@ -254,6 +307,7 @@ def _prompt_differs(choice: Mapping[str, Any], usage: Mapping[str, Any], prompt:
     return isinstance(count, int) and count != len(prompt.ids)
 
 
-def _version(payload: Mapping[str, Any]) -> str:
+def version_of(payload: Mapping[str, Any]) -> str:
+    """The weights' version, empty where the server does not say (SGLang does)."""
     metadata = payload.get("metadata")
     return str(metadata.get("weight_version") or "") if isinstance(metadata, dict) else ""
