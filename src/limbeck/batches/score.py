@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -21,7 +22,7 @@ from limbeck.errors import ProvenanceError
 from limbeck.folders import publish, read_manifest, write_json
 from limbeck.heads import score_tokens
 from limbeck.objectives.contract import TEACHER_FLOOR
-from limbeck.types import Rollout, RolloutSet
+from limbeck.types import Rollout, RolloutSet, outline
 
 FLOOR = TEACHER_FLOOR  # a token that a frozen model gives probability 0
 SCHEMA = pa.schema([("problem_id", pa.string()), ("sample", pa.int32()), ("logprobs", pa.list_(pa.float32()))])
@@ -43,7 +44,7 @@ def score_rollouts(
         ModelError: the model's log-probs cannot be had from its hidden states.
     """
     head = head_of(unwrapped(model))
-    out = [[math.nan] * len(r.response_ids) for r in rollouts]
+    out = [[math.nan] * num for num in outline(rollouts).response_tokens.tolist()]
     for index, hidden in frozen_passes(model, rollouts, token_budget=token_budget, advance=advance):
         if hidden is not None:
             targets = torch.tensor([t for i in index for t in rollouts[i].response_ids], device=head.weight.device)
@@ -73,14 +74,16 @@ def frozen_passes(
     first = rollouts[0]
     check_head(model, torch.tensor([*first.prompt_ids, *first.response_ids][:16]))
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None) or sys.maxsize
-    data = TrainingData(rollouts=rollouts, items=[(i,) for i in range(len(rollouts))], weights=[1.0] * len(rollouts))
-    fitting = [i for i in range(len(rollouts)) if data.width(i) <= context]
+    items = np.arange(len(rollouts))[:, None]
+    data = TrainingData(rollouts=rollouts, items=items, weights=np.ones(len(rollouts)))
+    fits = data.outline.tokens <= context
+    fitting = np.flatnonzero(fits).tolist()
     if len(fitting) < len(rollouts):
-        yield [i for i in range(len(rollouts)) if data.width(i) > context], None
+        yield np.flatnonzero(~fits).tolist(), None
     for items in micro_batches(data, fitting, token_budget=token_budget) if fitting else []:
         batch = collate(data, items, ()).to(device)
         hidden = align.predictors(hidden_states(model, batch.ids, batch.lengths))[batch.mask]
-        yield items, hidden.split([len(rollouts[i].response_ids) for i in items])
+        yield items, hidden.split(data.outline.response_tokens[items].tolist())
         advance(len(items))
 
 
@@ -96,8 +99,8 @@ def write_scores(
 ) -> Path:
     """Store scores as a folder that names the rollouts and the model they belong to, JSON files beside them."""
     columns = {
-        "problem_id": [r.problem_id for r in rollout_set.rollouts],
-        "sample": [r.sample for r in rollout_set.rollouts],
+        "problem_id": [problem for problem, _ in rollout_set.outline.every_key()],
+        "sample": rollout_set.outline.sample,
         "logprobs": list(scores),
     }
     facts = {"rollouts_digest": rollout_set.digest, "model_digest": model_digest}
@@ -129,7 +132,7 @@ def read_scores(path: Path, rollout_set: RolloutSet, *, kind: str = "logprobs") 
     check_rollouts(path, kind, rollout_set)
     table = pq.read_table(path / "logprobs.parquet").to_pylist()
     by_key = {(row["problem_id"], row["sample"]): row["logprobs"] for row in table}
-    return [by_key[r.key] for r in rollout_set.rollouts]
+    return [by_key[key] for key in rollout_set.outline.every_key()]
 
 
 def check_rollouts(path: Path, kind: str, rollout_set: RolloutSet) -> dict[str, Any]:
