@@ -7,14 +7,14 @@ else. A pair is one item of two rows and is never split.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.batches import align
@@ -54,8 +54,8 @@ class TrainingData:
 
     rollouts: Sequence[Rollout]
     items: Sequence[tuple[int, ...]] | Int[np.ndarray, "items rows"]
-    weights: Sequence[float]
-    columns: Mapping[str, Sequence] = field(default_factory=dict)
+    weights: Sequence[float] | Float[np.ndarray, " items"]
+    columns: Mapping[str, Sequence | np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.items):
@@ -75,10 +75,13 @@ class TrainingData:
         return outline(self.rollouts)
 
     @cached_property
-    def rows(self) -> Int[np.ndarray, " rows"]:
+    def used_rows(self) -> Int[np.ndarray, " rows"]:
         """The rows that items are made of, ascending, each once: a row of several pairs is one row."""
-        flat = self.items.ravel() if isinstance(self.items, np.ndarray) else list(chain.from_iterable(self.items))
-        return np.unique(np.asarray(flat))
+        return np.unique(np.asarray(self.items))
+
+    def rows_of(self, items: Iterable[int]) -> list[int]:
+        """The rows of these items, one item's behind the other's."""
+        return [int(row) for item in items for row in self.items[item]]
 
     @property
     def keys(self) -> list[str]:
@@ -88,7 +91,7 @@ class TrainingData:
     def sizes(self, item: int) -> list[int]:
         """Tokens of each of the item's rows."""
         told = self.outline
-        return [int(told.prompt_tokens[row] + told.response_tokens[row]) for row in self.items[item]]
+        return [int(told.prompt_tokens[row] + told.response_tokens[row]) for row in self.rows_of([item])]
 
     def width(self, item: int) -> int:
         """Tokens of the item's longest row."""
@@ -96,7 +99,7 @@ class TrainingData:
 
     @cached_property
     def longest_response(self) -> int:
-        return int(self.outline.response_tokens[self.rows].max())
+        return int(self.outline.response_tokens[self.used_rows].max())
 
 
 def plan(keys: Sequence[str], *, batch_size: int, num_steps: int, seed: int) -> Iterator[list[int]]:
@@ -151,7 +154,7 @@ def collate(data: TrainingData, items: Sequence[int], names: Sequence[str]) -> T
 
     In place of a frozen model's logits go what these data have of it: hidden states, or likeliest ids with log-probs.
     """
-    index = [int(row) for item in items for row in data.items[item]]
+    index = data.rows_of(items)
     rows = [data.rollouts[i] for i in index]
     prompts = torch.tensor([len(r.prompt_ids) for r in rows])
     lengths = prompts + torch.tensor([len(r.response_ids) for r in rows])
@@ -173,7 +176,7 @@ def count_items(data: TrainingData, items: Sequence[int]) -> StepCount:
 
     Law: the sum of ``reduce.count`` over the step's collated micro-batches.
     """
-    rows = [int(row) for item in items for row in data.items[item]]
+    rows = data.rows_of(items)
     pairs = sum(len(data.items[item]) == 2 for item in items)
     live = [live_tokens(data, row) for row in rows]
     return StepCount(tokens=sum(live), rollouts=sum(num > 0 for num in live), pairs=pairs)

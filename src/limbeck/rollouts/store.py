@@ -32,8 +32,8 @@ SCHEMA = pa.schema(
     ]
 )
 SHARD_ROWS = 16_384
-GROUP_ROWS = 1024  # of a Parquet row group, and rows that are held at once while a set is written or read
-DICTIONARY = ["problem_id", "prompt_ids.list.element", "response_ids.list.element", "finish"]
+GROUP_ROWS, GROUP_TOKENS = 256, 2**18  # of a row group, whichever comes first: what is held at once
+DICTIONARY = ["problem_id", "finish"]  # columns of few values
 
 
 def write_rollouts(
@@ -66,21 +66,19 @@ def write_stream(
         out: the folder to make.
         provenance: read after the last rollout, so who makes these may add to it on the way.
         overwrite: replace a complete folder of ours.
-        shard_rows: rows a file, rounded up to whole row groups.
+        shard_rows: rows a file.
 
     Raises:
         FolderError: as there.
         DataError: as there, or a rollout that comes twice.
     """
     digest, outliner, facts = Digest(), Outliner(), dict[str, Any]()
-    group_rows = min(GROUP_ROWS, shard_rows)
     with folders.publish(out, overwrite=overwrite, kind=KIND, facts=facts) as temporary:
-        groups = _groups(rollouts, group_rows)
-        for number, shard in enumerate(_runs(groups, -(-shard_rows // group_rows))):
+        for number, shard in enumerate(_cut(iter(rollouts), shard_rows)):
             path = temporary / f"rollouts-{number:05d}.parquet"
             with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=DICTIONARY) as writer:
-                for rows in shard:
-                    table = _table(rows)
+                for group in _groups(shard):
+                    table = _table(group)
                     writer.write_table(table)
                     digest.update(table)
                     outliner.add(table)
@@ -130,28 +128,37 @@ def read_rollouts(path: Path | str) -> RolloutSet:
 
 
 def _read_shard(path: Path) -> Iterator[pa.Table]:
-    """The rows of a file in the store's columns, a row group's worth at a time."""
+    """The rows of a file in the store's columns, a few at a time."""
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=GROUP_ROWS, columns=SCHEMA.names):
-                yield pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
+            for number in range(file.num_row_groups):
+                group = file.read_row_group(number, columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
+                for begin in range(0, len(group), GROUP_ROWS):
+                    yield group.slice(begin, GROUP_ROWS)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(
             f"{path} must be a Parquet shard of rollouts, received {error}. Copy the folder again."
         ) from error
 
 
-def _groups(rollouts: Iterable[Rollout], size: int) -> Iterator[list[Rollout]]:
-    rows = iter(rollouts)
-    while group := list(islice(rows, size)):
+def _cut(rollouts: Iterator[Rollout], shard_rows: int) -> Iterator[Iterable[Rollout]]:
+    """The rows of each file, to be read before the next is asked for; one file without any for an empty set."""
+    yield islice(rollouts, shard_rows)
+    for first in rollouts:
+        yield chain([first], islice(rollouts, shard_rows - 1))
+
+
+def _groups(rollouts: Iterable[Rollout]) -> Iterator[list[Rollout]]:
+    group: list[Rollout] = []
+    tokens = 0
+    for rollout in rollouts:
+        group.append(rollout)
+        tokens += len(rollout.prompt_ids) + len(rollout.response_ids)
+        if len(group) == GROUP_ROWS or tokens >= GROUP_TOKENS:
+            yield group
+            group, tokens = [], 0
+    if group:
         yield group
-
-
-def _runs(groups: Iterator[list[Rollout]], length: int) -> Iterator[Iterable[list[Rollout]]]:
-    """The groups of each file; one file without any for an empty set."""
-    yield chain([next(groups, [])], islice(groups, length - 1))
-    for first in groups:
-        yield chain([first], islice(groups, length - 1))
 
 
 def _table(rollouts: Sequence[Rollout]) -> pa.Table:

@@ -30,14 +30,14 @@ class Records:
         self._bytes = bytearray()
         self._file: IO[bytes] | None = None
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | bytearray) -> None:
         """Put ``data`` behind what is there."""
         self.size += len(data)
         if self._file is None:
             self._bytes += data
             if self.size <= self._in_memory:
                 return
-            self._file, data = tempfile.TemporaryFile(buffering=0), bytes(self._bytes)  # noqa: SIM115  it lives as long as this
+            self._file, data = tempfile.TemporaryFile(buffering=0), self._bytes  # noqa: SIM115  it lives as long as this
             self._bytes = bytearray()
         try:
             for begin in range(0, len(data), 2**30):  # the most that one call writes is a little under 2 GiB

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def prepare(
     data = TrainingData(rollouts=rollout_set.rollouts, items=items, weights=weights, columns=columns)
     if config.max_items and config.max_items < len(items):
         data = fewer(data, config.max_items, seed=config.data_seed)
-    used = told.take(data.rows)
+    used = told.take(data.used_rows)
     facts |= {
         "items": len(data.items),
         "rows": len(used),
@@ -91,12 +91,12 @@ def fewer(data: TrainingData, num: int, *, seed: int) -> TrainingData:
     return TrainingData(rollouts=data.rollouts, items=items, weights=weights, columns=data.columns)
 
 
-def _credit_columns(objective: Objective, rule: str, rollout_set: RolloutSet) -> dict[str, Sequence]:
+def _credit_columns(objective: Objective, rule: str, rollout_set: RolloutSet) -> dict[str, Sequence | np.ndarray]:
     """What the objective reads of rewards and groups, one number per rollout, over the whole set."""
     names = inputs(objective)
     told = rollout_set.outline
     rewards, groups = torch.tensor(told.reward), torch.tensor(told.problem)
-    columns: dict[str, Any] = {"rewards": rewards.numpy()}
+    columns: dict[str, Sequence | np.ndarray] = {"rewards": rewards.numpy()}
     if "advantages" in names:
         if not rule:
             raise ConfigError(

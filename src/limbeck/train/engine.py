@@ -311,4 +311,4 @@ def _detached(values: Values) -> Values:
 
 def _live(data: TrainingData, items: Sequence[int]) -> bool:
     """Whether any token of these items is scored."""
-    return any(live_tokens(data, row) for item in items for row in data.items[item])
+    return any(live_tokens(data, row) for row in data.rows_of(items))

@@ -281,10 +281,10 @@ def _anchored(config: RunConfig) -> bool:
 
 def _probed(data: TrainingData, config: TrainConfig) -> TrainingData:
     """A few of the rows that are trained on, each an item of its own."""
-    rows = data.rows
+    rows = data.used_rows
     whole = TrainingData(rollouts=data.rollouts, items=rows[:, None], weights=np.ones(len(rows)))
     few = fewer(whole, config.kl_rows, seed=config.data_seed) if config.kl_rows < len(rows) else whole
-    picked = [data.rollouts[row] for row in few.rows]
+    picked = [data.rollouts[row] for row in few.used_rows]
     return TrainingData(rollouts=picked, items=[(i,) for i in range(len(picked))], weights=[1.0] * len(picked))
 
 
