@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
@@ -24,9 +25,8 @@ class Records:
     The file lies where ``tempfile`` puts it (``TMPDIR``) and ends with the process, however that ends.
     """
 
-    def __init__(self, in_memory: int = IN_MEMORY) -> None:
+    def __init__(self) -> None:
         self.size = 0
-        self._in_memory = in_memory
         self._bytes = bytearray()
         self._file: IO[bytes] | None = None
 
@@ -35,16 +35,17 @@ class Records:
         self.size += len(data)
         if self._file is None:
             self._bytes += data
-            if self.size <= self._in_memory:
+            if self.size <= IN_MEMORY:
                 return
             self._file, data = tempfile.TemporaryFile(buffering=0), self._bytes  # noqa: SIM115  it lives as long as this
             self._bytes = bytearray()
+            weakref.finalize(self, self._file.close)
         try:
             for begin in range(0, len(data), 2**30):  # the most that one call writes is a little under 2 GiB
                 self._file.write(data[begin : begin + 2**30])
         except OSError as error:
             raise DataError(
-                f"rollouts beyond {self._in_memory >> 20} MiB need a file of about 12 bytes a token in "
+                f"rollouts beyond {IN_MEMORY >> 20} MiB need a file of about 12 bytes a token in "
                 f"{tempfile.gettempdir()}, received {error}. Set TMPDIR to a folder with room."
             ) from error
 
@@ -145,6 +146,7 @@ class Outliner:
         good = (prompts > 0) & (responses > 0) & (lengths == responses) & np.isfinite(reward)
         for row in [int(np.argmin(good))] if not good.all() else []:
             told = table.slice(row, 1).to_pylist()[0]
+            told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
             Rollout(**{**told, "finish": Finish(told["finish"])})  # says what is wrong with it
         unknown = np.add.reduceat(np.isnan(logprobs), np.cumsum(lengths) - lengths) if len(lengths) else lengths
         names = [self._names.setdefault(name, len(self._names)) for name in table["problem_id"].to_pylist()]
