@@ -41,8 +41,9 @@ class Records:
             self._bytes = bytearray()
             weakref.finalize(self, self._file.close)
         try:
-            for begin in range(0, len(data), 2**30):  # the most that one call writes is a little under 2 GiB
-                self._file.write(data[begin : begin + 2**30])
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]  # which may write a part
         except OSError as error:
             raise DataError(
                 f"rollouts beyond {IN_MEMORY >> 20} MiB need a file of about 12 bytes a token in "
