@@ -318,7 +318,7 @@ def docs_table(rows: list[Row]) -> str:
         parts, (size, stage) = found[what], what.split(" rows: ")
         units = ("us/row", "MB")
         own = [number(parts["datasets", unit]["ours"]) for unit in units]
-        others = [number(parts[peer, unit]["theirs"]) for peer in PEERS.values() for unit in units]
+        others = [number(parts.get((peer, unit), {}).get("theirs")) for peer in PEERS.values() for unit in units]
         lines.append(f"| {int(size):,} | {stage} | {' | '.join([*own, *others])} |")
     return "\n".join(lines)
 
