@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 )
 SHARD_ROWS = 16_384
 GROUP_ROWS, GROUP_TOKENS = 256, 2**18  # of a row group, whichever comes first: what is held at once
-DICTIONARY = ["problem_id", "finish"]  # columns of few values
+DICTIONARY: Any = ["problem_id", "finish"]  # columns of few values; pyarrow's annotation knows only a flag
 
 
 def write_rollouts(

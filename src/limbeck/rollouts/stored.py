@@ -121,7 +121,7 @@ def append(records: Records, table: pa.Table) -> np.ndarray:
 
 
 def _split(flat: np.ndarray, lengths: np.ndarray) -> list[memoryview]:
-    view = memoryview(np.ascontiguousarray(flat)).cast("B")
+    view = np.ascontiguousarray(flat).data.cast("B")
     ends = (np.cumsum(lengths, dtype=np.int64) * flat.itemsize).tolist()
     return [view[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
