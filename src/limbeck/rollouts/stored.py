@@ -145,8 +145,8 @@ class Outliner:
         reward = table["reward"].to_numpy()
         finish = table["finish"].to_pylist()
         good = (prompts > 0) & (responses > 0) & (lengths == responses) & np.isfinite(reward)
-        for row in [int(np.argmin(good))] if not good.all() else []:
-            told = table.slice(row, 1).to_pylist()[0]
+        if not good.all():
+            told = table.slice(int(np.argmin(good)), 1).to_pylist()[0]
             told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
             Rollout(**{**told, "finish": Finish(told["finish"])})  # says what is wrong with it
         unknown = np.add.reduceat(np.isnan(logprobs), np.cumsum(lengths) - lengths) if len(lengths) else lengths
