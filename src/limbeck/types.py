@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -66,7 +67,7 @@ class Problem:
 
 def problems_digest(problems: Sequence[Problem]) -> str:
     """Identity of a problem set: ids, prompts and answers in order."""
-    return _sha256([[p.id, p.prompt, p.answer] for p in problems])
+    return _sha256([p.id, p.prompt, p.answer] for p in problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,25 +106,104 @@ class Rollout:
         return self.problem_id, self.sample
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outline:
+    """What is known of rollouts without their tokens, one entry each: small enough to be held whole whatever the set.
+
+    Attributes:
+        problems: the distinct problem ids.
+        problem: where in ``problems`` the rollout's own is.
+        sample: its number within the problem.
+        reward: as graded.
+        truncated: whether the length limit ended it.
+        prompt_tokens: length of the prompt, tokens.
+        response_tokens: length of the response, tokens.
+        known: whether every behavior log-prob is known.
+    """
+
+    problems: tuple[str, ...]
+    problem: Int[np.ndarray, " rows"]
+    sample: Int[np.ndarray, " rows"]
+    reward: Float[np.ndarray, " rows"]
+    truncated: Bool[np.ndarray, " rows"]
+    prompt_tokens: Int[np.ndarray, " rows"]
+    response_tokens: Int[np.ndarray, " rows"]
+    known: Bool[np.ndarray, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.problem)
+
+    @property
+    def tokens(self) -> Int[np.ndarray, " rows"]:
+        """Length of the whole row, tokens."""
+        return self.prompt_tokens + self.response_tokens
+
+    def check_keys(self) -> None:
+        """Refuse two rollouts of one name."""
+        order = np.lexsort((self.sample, self.problem))
+        repeats = (np.diff(self.problem[order]) == 0) & (np.diff(self.sample[order]) == 0)
+        if repeats.any():
+            raise DataError(
+                f"(problem_id, sample) must be unique in a rollout set, received {len(self)} rollouts with "
+                f"{len(self) - int(repeats.sum())} distinct keys. Number the samples of each problem 0, 1, 2, ..."
+            )
+
+    def key(self, row: int | np.integer) -> tuple[str, int]:
+        """Problem id and sample number of a row."""
+        return self.problems[self.problem[row]], int(self.sample[row])
+
+    def every_key(self) -> Iterator[tuple[str, int]]:
+        """Of all rows, in order."""
+        for problem, sample in zip(self.problem.tolist(), self.sample.tolist(), strict=True):
+            yield self.problems[problem], sample
+
+    def take(self, rows: np.ndarray) -> Outline:
+        """Of these rows alone, given by position or by a mask."""
+        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "problems"}
+        return Outline(problems=self.problems, **columns)
+
+
+def outline(rollouts: Sequence[Rollout]) -> Outline:
+    """The outline of any rollouts; those that are read from a folder bring their own."""
+    own = getattr(rollouts, "outline", None)
+    if own is not None:
+        return own
+    names: dict[str, int] = {}
+    return Outline(
+        problem=np.array([names.setdefault(r.problem_id, len(names)) for r in rollouts], dtype=np.int32),
+        problems=tuple(names),
+        sample=np.array([r.sample for r in rollouts], dtype=np.int64),
+        reward=np.array([r.reward for r in rollouts], dtype=np.float64),
+        truncated=np.array([r.finish == Finish.LENGTH for r in rollouts], dtype=bool),
+        prompt_tokens=np.array([len(r.prompt_ids) for r in rollouts], dtype=np.int32),
+        response_tokens=np.array([len(r.response_ids) for r in rollouts], dtype=np.int32),
+        known=np.array([not any(map(math.isnan, r.behavior_logprobs)) for r in rollouts], dtype=bool),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutSet:
-    """Rollouts with their provenance. Two runs used identical rollouts iff their digests are equal."""
+    """Rollouts with their provenance. Two runs used identical rollouts iff their digests are equal.
 
-    rollouts: tuple[Rollout, ...]
+    ``rollouts`` may lie on disk: take rows one at a time, and what the outline tells from there.
+    """
+
+    rollouts: Sequence[Rollout]
     provenance: Mapping[str, object]
 
     def __post_init__(self) -> None:
-        keys = {r.key for r in self.rollouts}
-        if len(keys) != len(self.rollouts):
-            raise DataError(
-                f"(problem_id, sample) must be unique in a rollout set, received {len(self.rollouts)} rollouts with "
-                f"{len(keys)} distinct keys. Number the samples of each problem 0, 1, 2, ..."
-            )
+        self.outline.check_keys()
+
+    @cached_property
+    def outline(self) -> Outline:
+        """What is known of the rollouts without their tokens."""
+        return outline(self.rollouts)
 
     @cached_property
     def digest(self) -> str:
         """Over ids, rewards, endings and behavior log-probs; order counts, text and provenance do not."""
-        rows = [
+        known = getattr(self.rollouts, "digest", "")  # of rollouts read from a folder, which was checked then
+        return known or _sha256(
             [
                 r.problem_id,
                 r.sample,
@@ -134,16 +214,15 @@ class RolloutSet:
                 r.finish,
             ]
             for r in self.rollouts
-        ]
-        return _sha256(rows)
+        )
 
     @cached_property
     def groups(self) -> dict[str, tuple[int, ...]]:
         """Problem id to the positions of its rollouts, in order of first appearance."""
-        out: dict[str, list[int]] = {}
-        for index, rollout in enumerate(self.rollouts):
-            out.setdefault(rollout.problem_id, []).append(index)
-        return {name: tuple(indices) for name, indices in out.items()}
+        out: dict[int, list[int]] = {}
+        for index, problem in enumerate(self.outline.problem.tolist()):
+            out.setdefault(problem, []).append(index)
+        return {self.outline.problems[problem]: tuple(indices) for problem, indices in out.items()}
 
     def __len__(self) -> int:
         return len(self.rollouts)
@@ -412,6 +491,12 @@ class Estimate:
             )
 
 
-def _sha256(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def _sha256(rows: Iterable[object]) -> str:
+    """Of the rows as one JSON list, written a row at a time."""
+    out, separator = hashlib.sha256(), "["
+    for row in rows:
+        text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        out.update((separator + text).encode("utf-8", "surrogatepass"))
+        separator = ","
+    out.update(b"]" if separator == "," else b"[]")
+    return out.hexdigest()

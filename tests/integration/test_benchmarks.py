@@ -129,6 +129,22 @@ def test_the_plot_of_scaling_is_a_picture_of_its_rows():
     assert found[f"over words: exponent of {scaling.TIME}"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("name", ["datasets", "jsonl"])
+def test_stores_come_to_the_same_batches(name, tmp_path):
+    """400 rows written, opened, selected, credited and batched by limbeck and by each peer."""
+    pytest.importorskip("datasets")
+    import store
+
+    job = {"root": str(tmp_path), "rows": store.SMOKE[0], "key": "processor_seconds"}
+    store.ours_write(**job)
+    written = store.JOBS[f"{name}_write"](**job)
+    files = {"files": written["files"]} if "files" in written else {}
+    ours, theirs = store.ours_use(**job), store.JOBS[f"{name}_use"](**job, **files)
+    assert (ours["chosen"], ours["sums"]) == (theirs["chosen"], theirs["sums"])
+    assert written["stages"].keys() | theirs["stages"].keys() == set(store.STAGES)
+    assert all(stage["seconds"] >= 0 < stage["peak_mb"] for stage in ours["stages"].values())
+
+
 @pytest.mark.parametrize("objective", ["grpo", "reverse_kl"])
 def test_live_runs_of_both_sides_read_and_sample_as_much(objective, tmp_path):
     """A warm-up step and two more of ``limbeck train`` and of ``trainer.train()``, generation included."""

@@ -209,7 +209,7 @@ def _put(rows: Tensor, offsets: Sequence[int], index: Sequence[int], parts: Sequ
 
 
 def _offsets(rollout_set: RolloutSet) -> list[int]:
-    return [0, *accumulate(len(r.response_ids) for r in rollout_set.rollouts)]
+    return [0, *accumulate(rollout_set.outline.response_tokens.tolist())]
 
 
 def _head(model: nn.Module, num_ids: int | None) -> Head:

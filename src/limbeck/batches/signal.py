@@ -75,7 +75,7 @@ def make_signal(
     Raises:
         DegenerateError: a teacher equal to its contrast, or teachers that agree nowhere.
     """
-    lengths = [len(r.response_ids) for r in rollout_set.rollouts]
+    lengths = rollout_set.outline.response_tokens.tolist()
     anchor = None if reference is None else _flat(reference).tensor
     parts, told = [], []
     for teacher in teachers:
@@ -169,7 +169,7 @@ def _summary(flat: Tensor) -> dict[str, float]:
 def _against_rewards(rows: Sequence[Sequence[float]], rollout_set: RolloutSet) -> dict[str, float | None]:
     """Does the summed signal tell right rollouts from wrong ones of the same problem? Share of such pairs, ties half."""
     sums = [math.fsum(row) for row in rows]
-    right = [is_right(r.reward) for r in rollout_set.rollouts]
+    right = [is_right(reward) for reward in rollout_set.outline.reward.tolist()]
     won = asked = 0.0
     for group in rollout_set.groups.values():
         for i in (i for i in group if right[i]):

@@ -103,11 +103,10 @@ def import_file(
 ) -> None:
     """Your own rollouts to a rollouts folder."""
     from limbeck.folders import refuse_existing
-    from limbeck.rollouts.store import write_rollouts
-    from limbeck.studies.inputs import read_any_rollouts
+    from limbeck.studies.inputs import write_any_rollouts
 
     refuse_existing(out, overwrite=overwrite)
-    typer.echo(write_rollouts(read_any_rollouts(file, model), out, overwrite=overwrite))
+    typer.echo(write_any_rollouts(file, model, out, overwrite=overwrite))
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -17,9 +16,8 @@ from limbeck.doctor.finding import Finding
 from limbeck.problems.extract import THINK_TAG
 from limbeck.problems.prompts import template_digest
 from limbeck.rollouts.importing import import_rollouts
-from limbeck.rollouts.select import is_right
 from limbeck.rollouts.store import read_rollouts
-from limbeck.types import Finish, Rollout, RolloutSet
+from limbeck.types import Finish, Outline, Rollout, RolloutSet, is_right
 
 found = partial(Finding, about="rollouts")
 LONGEST = 3  # rows that are named
@@ -51,8 +49,8 @@ def examine_rollouts(rollout_set: RolloutSet, reader: Reader, config: TrainConfi
     rollouts = rollout_set.rollouts
     return [
         _rows(rollout_set),
-        _tokens(rollouts),
-        _lengths(rollouts, reader.context, config.max_length),
+        _tokens(rollout_set.outline),
+        _lengths(rollout_set.outline, reader.context, config.max_length),
         _ids(rollouts, reader.num_ids),
         _template(rollout_set, reader),
         _truncated(rollout_set),
@@ -78,24 +76,21 @@ def _rows(rollout_set: RolloutSet) -> Finding:
     return found(name="rows", level="note", says=says, remedy=remedy, facts=facts)
 
 
-def _tokens(rollouts: Sequence[Rollout]) -> Finding:
-    counts = [len(r.response_ids) for r in rollouts]
+def _tokens(outline: Outline) -> Finding:
+    counts = outline.response_tokens
     facts = {name: int(np.quantile(counts, q, method="higher")) for name, q in QUANTILES.items()}
     says = "; ".join(f"{name} {value}" for name, value in facts.items())
-    return found(name="trainable tokens a row", says=says, facts={**facts, "all": sum(counts)})
+    return found(name="trainable tokens a row", says=says, facts={**facts, "all": int(counts.sum())})
 
 
-def _length(rollout: Rollout) -> int:
-    return len(rollout.prompt_ids) + len(rollout.response_ids)
-
-
-def _lengths(rollouts: Sequence[Rollout], context: int | None, max_length: int | None) -> Finding:
+def _lengths(outline: Outline, context: int | None, max_length: int | None) -> Finding:
     limit = min((x for x in (context, max_length) if x), default=None)
-    longest = sorted(rollouts, key=_length, reverse=True)[:LONGEST]
-    named = ", ".join(f"{_length(r)} ({r.problem_id} / {r.sample})" for r in longest)
-    beyond = sum(limit is not None and _length(r) > limit for r in rollouts)
+    longest = np.argsort(-outline.tokens, kind="stable")[:LONGEST]
+    told = [[*outline.key(row), int(outline.tokens[row])] for row in longest]
+    named = ", ".join(f"{length} ({problem} / {sample})" for problem, sample, length in told)
+    beyond = 0 if limit is None else int((outline.tokens > limit).sum())
     facts = {
-        "longest": [[r.problem_id, r.sample, _length(r)] for r in longest],
+        "longest": told,
         "context": context,
         "limit": limit,
         "beyond": beyond,
@@ -104,8 +99,8 @@ def _lengths(rollouts: Sequence[Rollout], context: int | None, max_length: int |
     if not beyond:
         return found(name="longest rows", says=f"{named} tokens; {allowed}", facts=facts)
     return found(
-        name="longest rows", level="problem" if beyond == len(rollouts) else "note", facts=facts,
-        says=f"{beyond} of {len(rollouts)} rows are longer than the {limit} tokens allowed and will be dropped: {named}",
+        name="longest rows", level="problem" if beyond == len(outline) else "note", facts=facts,
+        says=f"{beyond} of {len(outline)} rows are longer than the {limit} tokens allowed and will be dropped: {named}",
         remedy="Raise train.max_length, where that is the limit; else take a model with a longer context or shorter responses.",
     )  # fmt: skip
 
@@ -151,7 +146,7 @@ def _opens(response: str) -> bool:
 
 
 def _truncated(rollout_set: RolloutSet) -> Finding:
-    num, cut = len(rollout_set), sum(r.finish == Finish.LENGTH for r in rollout_set.rollouts)
+    num, cut = len(rollout_set), int(rollout_set.outline.truncated.sum())
     assumed = str(rollout_set.provenance.get("finish", "")).startswith("assumed")
     facts = {"truncated": cut, "share": cut / num, "assumed": assumed}
     says = f"{cut} of {num} rows were cut by the length limit ({cut / num:.1%})"
@@ -182,8 +177,8 @@ def _ends(rollouts: Sequence[Rollout], stops: Sequence[int]) -> Finding:
 
 
 def _rewards(rollout_set: RolloutSet) -> Finding:
-    rewards = [r.reward for r in rollout_set.rollouts]
-    right = sum(map(is_right, rollout_set.rollouts)) / len(rewards)
+    rewards = rollout_set.outline.reward.tolist()
+    right = sum(map(is_right, rewards)) / len(rewards)
     how = str(rollout_set.provenance.get("rewards", "given"))
     facts = {"right_share": right, "smallest": min(rewards), "largest": max(rewards), "how": how}
     if how.startswith("assumed"):
@@ -205,7 +200,7 @@ def _groups(rollout_set: RolloutSet) -> Finding:
     kinds = Counter(
         "mixed" if 0 < right < len(rows) else "all_right" if right else "all_wrong"
         for rows in rollout_set.groups.values()
-        for right in [sum(is_right(rollout_set.rollouts[i]) for i in rows)]
+        for right in [sum(is_right(float(rollout_set.outline.reward[i])) for i in rows)]
     )
     num = len(rollout_set.groups)
     facts = {name: kinds[name] for name in ("mixed", "all_right", "all_wrong")} | {"share": kinds["mixed"] / num}
@@ -221,7 +216,7 @@ def _groups(rollout_set: RolloutSet) -> Finding:
 
 
 def _logprobs(rollout_set: RolloutSet) -> Finding:
-    have = sum(not any(map(math.isnan, r.behavior_logprobs)) for r in rollout_set.rollouts)
+    have = int(rollout_set.outline.known.sum())
     temperature = rollout_set.provenance.get("sampling_temperature", 1.0)
     facts = {"with": have, "without": len(rollout_set) - have, "sampling_temperature": temperature}
     says = f"{have} of {len(rollout_set)} rows have their sampler's, at temperature {temperature}"

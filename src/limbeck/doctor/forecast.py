@@ -98,7 +98,7 @@ def passes_of(data: TrainingData, config: TrainConfig, engine: Engine) -> Passes
         for cut in cuts:
             sizes = [size for item in cut for size in data.sizes(item)]
             cells = max(cells, computed_cells(engine.model, sizes, packing=config.packing))
-            scored = max(scored, sum(live_tokens(data, row) for item in cut for row in data.items[item]))
+            scored = max(scored, sum(live_tokens(data, row) for row in data.rows_of(cut)))
     whole = sum(size for item in range(len(data.items)) for size in data.sizes(item))
     return Passes(cells, scored, several, min(config.pass_tokens, whole))
 

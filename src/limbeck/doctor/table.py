@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from limbeck.batches.collate import BEHAVIOR, TrainingData, collate
 from limbeck.config import RunConfig
@@ -46,8 +47,8 @@ def asked(config: RunConfig, rollout_set: RolloutSet, context: int | None) -> As
         rollout_set: the rollouts.
         context: the model's longest row.
     """
-    unknown = any(math.isnan(x) for r in rollout_set.rollouts for x in r.behavior_logprobs)
-    carried = not unknown and rollout_set.provenance.get("sampling_temperature", 1.0) == 1.0
+    known = bool(rollout_set.outline.known.all())
+    carried = known and rollout_set.provenance.get("sampling_temperature", 1.0) == 1.0
     given = {*config.scores, *ON_THE_WAY, *(BEHAVIOR if carried else ())}
     return Asked(config, rollout_set, context, frozenset(given))
 
@@ -74,8 +75,8 @@ def usable(about: Asked, objective: Objective) -> Usable:
     except LimbeckError as error:
         return Usable(None, 0, str(error))
     credit = prepared.data.columns.get("advantages")
-    items = prepared.data.items
-    return Usable(prepared, sum(credit[row] != 0 for row, *_ in items) if credit else len(items), "")
+    first = np.asarray(prepared.data.items)[:, 0]
+    return Usable(prepared, len(first) if credit is None else int(np.count_nonzero(np.asarray(credit)[first])), "")
 
 
 def _finding(about: Asked, objective: Objective, own: Usable) -> Finding:

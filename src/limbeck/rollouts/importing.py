@@ -61,17 +61,36 @@ def import_rollouts(
     Raises:
         DataError: what cannot be read, with file and line or row; no row within ``max_length``.
     """
+    provenance: dict[str, object] = {}
+    rollouts = tuple(imported(path, tokenizer, provenance, max_length=max_length, workers=workers))
+    return RolloutSet(rollouts=rollouts, provenance=provenance)
+
+
+def imported(
+    path: Path | str,
+    tokenizer: PreTrainedTokenizerBase,
+    provenance: dict[str, object],
+    *,
+    max_length: int | None = None,
+    workers: int | None = None,
+) -> Iterator[Rollout]:
+    """As :func:`import_rollouts`, one after another: the file's text is held, its tokens are not.
+
+    ``provenance`` is filled in once the last rollout has come.
+    """
     path = Path(path)
     records, layout = read_records(path)
     rewards, how = _rewards(records, workers)
-    rollouts, too_long = _tokenize(records, rewards, tokenizer, max_length)
-    if not rollouts:
+    sizes, too_long = Counter[str](), list[list[Any]]()
+    for rollout in _tokenize(records, rewards, tokenizer, max_length, too_long):
+        sizes[rollout.problem_id] += 1
+        yield rollout
+    if not sizes:
         raise DataError(
             f"{path}: at least one row must fit into {max_length} tokens, received {len(too_long)} that are longer. "
             "Use a model with a longer context, or shorter responses."
         )
-    sizes = Counter(Counter(r.problem_id for r in rollouts).values())
-    provenance = {
+    provenance |= {
         "source": path.name,
         "source_digest": file_digest(path),
         "layout": layout,
@@ -82,10 +101,9 @@ def import_rollouts(
         "groups": GROUPS[layout == PREFERENCE],
         "finish": _finishes(records),
         "num_rows": len(records),
-        "group_sizes": {str(size): num for size, num in sorted(sizes.items())},
+        "group_sizes": {str(size): num for size, num in sorted(Counter(sizes.values()).items())},
         "dropped": {"longer_than_max_length": too_long, "max_length": max_length} if too_long else {},
     }
-    return RolloutSet(rollouts=tuple(rollouts), provenance=provenance)
 
 
 def read_records(path: Path) -> tuple[list[Record], str]:
@@ -264,10 +282,13 @@ def _finishes(records: Sequence[Record]) -> str:
 
 
 def _tokenize(
-    records: Sequence[Record], rewards: Sequence[float], tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> tuple[list[Rollout], list[list[Any]]]:
-    out: list[Rollout] = []
-    too_long: list[list[Any]] = []
+    records: Sequence[Record],
+    rewards: Sequence[float],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    too_long: list[list[Any]],
+) -> Iterator[Rollout]:
+    """The rollouts that fit; the keys of the others go into ``too_long``."""
     prompts: dict[str, tuple[Prompt, tuple[int, ...]]] = {}
     samples: Counter[str] = Counter()
     for record, reward in zip(records, rewards, strict=True):
@@ -283,19 +304,16 @@ def _tokenize(
         if max_length is not None and len(prompt) + len(response) > max_length:
             too_long.append([name, sample])
             continue
-        out.append(
-            Rollout(
-                problem_id=name,
-                sample=sample,
-                prompt_ids=prompt,
-                response_ids=response,
-                behavior_logprobs=(math.nan,) * len(response),
-                reward=reward,
-                finish=record.finish or Finish.STOP,
-                response=record.response,
-            )
+        yield Rollout(
+            problem_id=name,
+            sample=sample,
+            prompt_ids=prompt,
+            response_ids=response,
+            behavior_logprobs=(math.nan,) * len(response),
+            reward=reward,
+            finish=record.finish or Finish.STOP,
+            response=record.response,
         )
-    return out, too_long
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, record: Record) -> tuple[int, ...]:

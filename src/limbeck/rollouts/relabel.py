@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from limbeck.errors import DataError
-from limbeck.types import RolloutSet
+from limbeck.rollouts.stored import StoredRollouts
+from limbeck.types import Rollout, RolloutSet
 
 Rule = Literal["graded", "mirror", "shuffled"]
 
@@ -26,25 +30,29 @@ def relabelled(rollout_set: RolloutSet, rule: Rule, *, seed: int = 0) -> Rollout
     Raises:
         DataError: a reward that 1 - r is no mirror of.
     """
-    rollouts = rollout_set.rollouts
     if rule == "graded":
         return rollout_set
+    told = rollout_set.outline
+    rewards = 1 - told.reward
     if rule == "mirror":
-        outside = [r for r in rollouts if not 0 <= r.reward <= 1]
-        if outside:
+        outside = np.flatnonzero((told.reward < 0) | (told.reward > 1))
+        if len(outside):
+            problem_id, sample = told.key(outside[0])
             raise DataError(
-                f"mirrored rewards are 1 - r, which needs rewards in [0, 1], received {outside[0].reward:g} for rollout "
-                f"{outside[0].problem_id!r} sample {outside[0].sample}. Grade them as 0 and 1 first."
+                f"mirrored rewards are 1 - r, which needs rewards in [0, 1], received {told.reward[outside[0]]:g} for rollout "
+                f"{problem_id!r} sample {sample}. Grade them as 0 and 1 first."
             )
-        return RolloutSet(
-            rollouts=tuple(replace(r, reward=1 - r.reward) for r in rollouts), provenance=rollout_set.provenance
-        )
-    out = list(rollouts)
-    for rows in rollout_set.groups.values():
-        drawn = sorted(rows, key=lambda i: _rank(seed, *rollouts[i].key))
-        for row, source in zip(rows, drawn, strict=True):
-            out[row] = replace(rollouts[row], reward=rollouts[source].reward)
-    return RolloutSet(rollouts=tuple(out), provenance=rollout_set.provenance)
+    else:
+        for rows in rollout_set.groups.values():
+            drawn = sorted(rows, key=lambda i: _rank(seed, *told.key(i)))
+            rewards[list(rows)] = told.reward[drawn]
+    return RolloutSet(rollouts=_with(rollout_set.rollouts, rewards), provenance=rollout_set.provenance)
+
+
+def _with(rollouts: Sequence[Rollout], rewards: np.ndarray) -> Sequence[Rollout]:
+    if isinstance(rollouts, StoredRollouts):
+        return rollouts.with_rewards(rewards)
+    return tuple(replace(r, reward=reward) for r, reward in zip(rollouts, rewards.tolist(), strict=True))
 
 
 def _rank(seed: int, problem_id: str, sample: int) -> bytes:

@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from limbeck import types
 from limbeck.errors import ConfigError, DegenerateError, nearest
+from limbeck.rollouts.stored import StoredRollouts
 from limbeck.types import RIGHT_ABOVE, Rollout, RolloutSet
 
 Key = tuple[str, int]
@@ -51,8 +54,8 @@ class PairSelection:
 
     def ids(self, rollout_set: RolloutSet) -> tuple[tuple[Key, Key], ...]:
         """The pairs by key, which outlive a reordering of the file."""
-        rollouts = rollout_set.rollouts
-        return tuple((rollouts[right].key, rollouts[wrong].key) for right, wrong in self.pairs)
+        key = rollout_set.outline.key
+        return tuple((key(right), key(wrong)) for right, wrong in self.pairs)
 
     def record(self, rollout_set: RolloutSet) -> dict[str, Any]:
         """The JSON form for a manifest, pair ids included."""
@@ -77,7 +80,7 @@ def correct(rollout_set: RolloutSet, *, above: float = RIGHT_ABOVE) -> Selection
     Raises:
         DegenerateError: no rollout is correct.
     """
-    out = _keep(rollout_set, "correct", "reward_not_above", lambda r: is_right(r, above))
+    out = _keep(rollout_set, "correct", "reward_not_above", rollout_set.outline.reward > above)
     if not out.indices:
         raise DegenerateError(
             f"a selection of correct rollouts needs at least one reward above {above}, received none in "
@@ -88,11 +91,15 @@ def correct(rollout_set: RolloutSet, *, above: float = RIGHT_ABOVE) -> Selection
 
 def distinct(rollout_set: RolloutSet) -> Selection:
     """Keep one of several rollouts of a problem with equal response ids: the one with the lowest sample number."""
-    first: dict[tuple[str, tuple[int, ...]], int] = {}
-    for rollout in rollout_set.rollouts:
-        content = (rollout.problem_id, rollout.response_ids)
-        first[content] = min(rollout.sample, first.get(content, rollout.sample))
-    return _keep(rollout_set, "distinct", "duplicate", lambda r: r.sample == first[r.problem_id, r.response_ids])
+    told = rollout_set.outline
+    first: dict[bytes, int] = {}  # digest of a problem and what was answered, to the row that stands for it
+    for row, rollout in enumerate(rollout_set.rollouts):
+        content = hashlib.sha256(repr((rollout.problem_id, rollout.response_ids)).encode()).digest()
+        if told.sample[row] <= told.sample[first.setdefault(content, row)]:
+            first[content] = row
+    kept = np.zeros(len(told), dtype=bool)
+    kept[list(first.values())] = True
+    return _keep(rollout_set, "distinct", "duplicate", kept)
 
 
 def rows(rollout_set: RolloutSet, num: int, seed: int) -> Selection:
@@ -106,9 +113,10 @@ def rows(rollout_set: RolloutSet, num: int, seed: int) -> Selection:
             f"rows must be between 1 and the {len(rollout_set)} rollouts there are, received {num}. Lower it, or "
             "sample more."
         )
-    ordered = sorted(rollout_set.rollouts, key=lambda r: _hash(seed, "rows", *r.key))
-    kept = {r.key for r in ordered[:num]}
-    return _keep(rollout_set, f"rows(num={num}, seed={seed})", "not_drawn", lambda r: r.key in kept)
+    rank = np.array([_hash(seed, "rows", *key) for key in rollout_set.outline.every_key()], dtype=np.uint64)
+    kept = np.zeros(len(rank), dtype=bool)
+    kept[np.argsort(rank, kind="stable")[:num]] = True
+    return _keep(rollout_set, f"rows(num={num}, seed={seed})", "not_drawn", kept)
 
 
 def take(rollout_set: RolloutSet, selection: Selection) -> RolloutSet:
@@ -116,10 +124,12 @@ def take(rollout_set: RolloutSet, selection: Selection) -> RolloutSet:
     parent = {"parent_digest": rollout_set.digest, **selection.record()}
     history = rollout_set.provenance.get("selections", [])
     selections = [*(history if isinstance(history, list) else []), parent]
-    return RolloutSet(
-        rollouts=tuple(rollout_set.rollouts[i] for i in selection.indices),
-        provenance={**rollout_set.provenance, "selections": selections},
-    )
+    rollouts = rollout_set.rollouts
+    if isinstance(rollouts, StoredRollouts):
+        kept: Sequence[Rollout] = rollouts.take(np.array(selection.indices, dtype=np.int64))
+    else:
+        kept = tuple(rollouts[i] for i in selection.indices)
+    return RolloutSet(rollouts=kept, provenance={**rollout_set.provenance, "selections": selections})
 
 
 def pairs(
@@ -145,7 +155,8 @@ def pairs(
     """
     if rule not in PAIR_RULES:
         raise ConfigError(f'pairs has no rule "{rule}". {nearest(rule, PAIR_RULES)}')
-    groups = {name: _split(rollout_set, indices, above) for name, indices in sorted(rollout_set.groups.items())}
+    wins = rollout_set.outline.reward > above
+    groups = {name: _split(rollout_set, indices, wins) for name, indices in sorted(rollout_set.groups.items())}
     chosen: list[tuple[int, int]] = []
     weights: list[float] = []
     dropped: dict[str, list[Key]] = {"all_right": [], "all_wrong": [], "unpaired": []}
@@ -155,7 +166,7 @@ def pairs(
         weights += [1.0 / len(formed) if rule == "all" else 1.0 for _ in formed]
         reason = "unpaired" if right and wrong else "all_right" if right else "all_wrong"
         used = {index for pair in formed for index in pair}
-        dropped[reason] += [rollout_set.rollouts[i].key for i in rollout_set.groups[name] if i not in used]
+        dropped[reason] += [rollout_set.outline.key(i) for i in rollout_set.groups[name] if i not in used]
     if not chosen:
         raise DegenerateError(
             "pairs need at least one problem with both a right and a wrong rollout, received none in "
@@ -179,7 +190,7 @@ def _one(rollout_set: RolloutSet, right: Sequence[int], wrong: Sequence[int], se
 
 def _zip(rollout_set: RolloutSet, right: Sequence[int], wrong: Sequence[int], seed: int) -> list[tuple[int, int]]:
     def order(indices: Sequence[int]) -> list[int]:
-        return sorted(indices, key=lambda i: _hash(seed, "pair", *rollout_set.rollouts[i].key))
+        return sorted(indices, key=lambda i: _hash(seed, "pair", *rollout_set.outline.key(i)))
 
     return list(zip(order(right), order(wrong), strict=False))
 
@@ -189,12 +200,12 @@ def _all(rollout_set: RolloutSet, right: Sequence[int], wrong: Sequence[int], se
 
 
 def _closest(rollout_set: RolloutSet, right: Sequence[int], wrong: Sequence[int], seed: int) -> list[tuple[int, int]]:
-    rollouts = rollout_set.rollouts
+    told = rollout_set.outline
 
     def distance(pair: tuple[int, int]) -> tuple[int, int]:
-        first, second = rollouts[pair[0]], rollouts[pair[1]]
-        gap = abs(len(first.response_ids) - len(second.response_ids))
-        return gap, _hash(seed, "length", *first.key, *second.key)
+        first, second = pair
+        gap = abs(int(told.response_tokens[first]) - int(told.response_tokens[second]))
+        return gap, _hash(seed, "length", *told.key(first), *told.key(second))
 
     return [min(_all(rollout_set, right, wrong, seed), key=distance)]
 
@@ -203,16 +214,15 @@ PairFormer = Callable[[RolloutSet, Sequence[int], Sequence[int], int], list[tupl
 PAIR_RULES: dict[str, PairFormer] = {"one_per_group": _one, "zip": _zip, "all": _all, "length_matched": _closest}
 
 
-def _split(rollout_set: RolloutSet, indices: Sequence[int], above: float) -> tuple[list[int], list[int]]:
+def _split(rollout_set: RolloutSet, indices: Sequence[int], wins: np.ndarray) -> tuple[list[int], list[int]]:
     """Positions of the right and of the wrong ones, by sample number."""
-    ordered = sorted(indices, key=lambda i: rollout_set.rollouts[i].sample)
-    right = [i for i in ordered if is_right(rollout_set.rollouts[i], above)]
-    return right, [i for i in ordered if not is_right(rollout_set.rollouts[i], above)]
+    ordered = sorted(indices, key=rollout_set.outline.sample.__getitem__)
+    return [i for i in ordered if wins[i]], [i for i in ordered if not wins[i]]
 
 
-def _keep(rollout_set: RolloutSet, rule: str, reason: str, keep: Callable[[Rollout], bool]) -> Selection:
-    kept = tuple(i for i, r in enumerate(rollout_set.rollouts) if keep(r))
-    dropped = tuple(sorted(r.key for r in rollout_set.rollouts if not keep(r)))
+def _keep(rollout_set: RolloutSet, rule: str, reason: str, keep: np.ndarray) -> Selection:
+    kept = tuple(np.flatnonzero(keep).tolist())
+    dropped = tuple(sorted(rollout_set.outline.take(~keep).every_key()))
     return Selection(rule=rule, indices=kept, dropped={reason: dropped} if dropped else {})
 
 

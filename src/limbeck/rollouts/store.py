@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck import folders
 from limbeck.errors import DataError, ProvenanceError
-from limbeck.types import Finish, Rollout, RolloutSet
+from limbeck.rollouts.digest import Digest
+from limbeck.rollouts.stored import Outliner, Records, StoredRollouts, append
+from limbeck.types import Rollout, RolloutSet
 
 KIND = "rollouts"
 SCHEMA = pa.schema(
@@ -28,6 +32,8 @@ SCHEMA = pa.schema(
     ]
 )
 SHARD_ROWS = 16_384
+GROUP_ROWS, GROUP_TOKENS = 256, 2**18  # of a row group, whichever comes first: what is held at once
+DICTIONARY: Any = ["problem_id", "finish"]  # columns of few values; pyarrow's annotation knows only a flag
 
 
 def write_rollouts(
@@ -41,22 +47,56 @@ def write_rollouts(
         FolderError: ``out`` exists, see :func:`limbeck.folders.publish`.
         DataError: a problem id that is not valid Unicode.
     """
-    facts = {
-        "digest": rollout_set.digest,
-        "num_rollouts": len(rollout_set),
-        "num_problems": len(rollout_set.groups),
-        "provenance": dict(rollout_set.provenance),
-    }
+    provenance = rollout_set.provenance
+    return write_stream(rollout_set.rollouts, out, provenance=provenance, overwrite=overwrite, shard_rows=shard_rows)
+
+
+def write_stream(
+    rollouts: Iterable[Rollout],
+    out: Path | str,
+    *,
+    provenance: Mapping[str, object],
+    overwrite: bool = False,
+    shard_rows: int = SHARD_ROWS,
+) -> Path:
+    """As :func:`write_rollouts`, from rollouts that come one after another; a few of them are held at a time.
+
+    Args:
+        rollouts: read once, after the folder was found free.
+        out: the folder to make.
+        provenance: read after the last rollout, so who makes these may add to it on the way.
+        overwrite: replace a complete folder of ours.
+        shard_rows: rows a file.
+
+    Raises:
+        FolderError: as there.
+        DataError: as there, or a rollout that comes twice.
+    """
+    digest, outliner, facts = Digest(), Outliner(), dict[str, Any]()
     with folders.publish(out, overwrite=overwrite, kind=KIND, facts=facts) as temporary:
-        for number, begin in enumerate(range(0, max(len(rollout_set), 1), shard_rows)):
-            rows = [_row(r) for r in rollout_set.rollouts[begin : begin + shard_rows]]
+        for number, shard in enumerate(_cut(iter(rollouts), shard_rows)):
             path = temporary / f"rollouts-{number:05d}.parquet"
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd")
+            with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=DICTIONARY) as writer:
+                for group in _groups(shard):
+                    table = _table(group)
+                    writer.write_table(table)
+                    digest.update(table)
+                    outliner.add(table)
+        told = outliner.outline()
+        told.check_keys()
+        facts |= {
+            "digest": digest.hexdigest(),
+            "num_rollouts": len(told),
+            "num_problems": len(told.problems),
+            "provenance": dict(provenance),
+        }
     return Path(out)
 
 
 def read_rollouts(path: Path | str) -> RolloutSet:
     """Read a set and check that its content is what was written.
+
+    Its rows stay on disk (:mod:`limbeck.rollouts.stored`) and are read when they are asked for.
 
     Raises:
         FolderError: the folder is missing, unfinished or of another kind.
@@ -64,48 +104,82 @@ def read_rollouts(path: Path | str) -> RolloutSet:
         ProvenanceError: the content does not match the digest in the manifest.
     """
     manifest = folders.read_manifest(path, KIND)
-    rollouts = tuple(r for shard in sorted(Path(path).glob("rollouts-*.parquet")) for r in _read_shard(shard))
-    rollout_set = RolloutSet(rollouts=rollouts, provenance=manifest["provenance"])
-    if rollout_set.digest != manifest["digest"]:
+    digest, outliner, records, sizes = Digest(), Outliner(), Records(), [np.zeros(0, dtype=np.int32)]
+    for shard in sorted(Path(path).glob("rollouts-*.parquet")):
+        for table in _read_shard(shard):
+            outliner.add(table)
+            digest.update(table)
+            sizes.append(append(records, table))
+    row_sizes = np.concatenate(sizes)
+    if digest.hexdigest() != manifest["digest"]:
         raise ProvenanceError(
             f"rollouts in {path} must match their manifest's digest {manifest['digest'][:8]}..., received content with "
-            f"{rollout_set.digest[:8]}... ({len(rollouts)} of {manifest['num_rollouts']} rows). "
+            f"{digest.hexdigest()[:8]}... ({len(row_sizes)} of {manifest['num_rollouts']} rows). "
             "Files were changed or lost after writing: copy the folder again or make it anew."
         )
-    return rollout_set
+    rollouts = StoredRollouts(
+        outline=outliner.outline(),
+        records=records,
+        starts=np.cumsum(row_sizes, dtype=np.int64) - row_sizes,
+        sizes=row_sizes,
+        digest=manifest["digest"],
+    )
+    return RolloutSet(rollouts=rollouts, provenance=manifest["provenance"])
 
 
-def _read_shard(path: Path) -> Iterator[Rollout]:
+def _read_shard(path: Path) -> Iterator[pa.Table]:
+    """The rows of a file in the store's columns, a few at a time."""
     try:
-        table = pq.read_table(path, schema=SCHEMA)
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                group = file.read_row_group(number, columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
+                for begin in range(0, len(group), GROUP_ROWS):
+                    yield group.slice(begin, GROUP_ROWS)
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(
             f"{path} must be a Parquet shard of rollouts, received {error}. Copy the folder again."
         ) from error
-    for row in table.to_pylist():
-        yield Rollout(
-            problem_id=row["problem_id"],
-            sample=row["sample"],
-            prompt_ids=tuple(row["prompt_ids"]),
-            response_ids=tuple(row["response_ids"]),
-            behavior_logprobs=tuple(row["behavior_logprobs"]),
-            reward=row["reward"],
-            finish=Finish(row["finish"]),
-            response=row["response"],
-        )
 
 
-def _row(rollout: Rollout) -> dict[str, Any]:
-    return {
-        "problem_id": unicode_id(rollout.problem_id),
-        "sample": rollout.sample,
-        "prompt_ids": rollout.prompt_ids,
-        "response_ids": rollout.response_ids,
-        "behavior_logprobs": rollout.behavior_logprobs,
-        "reward": rollout.reward,
-        "finish": str(rollout.finish),
-        "response": storable(rollout.response),
+def _cut(rollouts: Iterator[Rollout], shard_rows: int) -> Iterator[Iterable[Rollout]]:
+    """The rows of each file, to be read before the next is asked for; one file without any for an empty set."""
+    yield islice(rollouts, shard_rows)
+    for first in rollouts:
+        yield chain([first], islice(rollouts, shard_rows - 1))
+
+
+def _groups(rollouts: Iterable[Rollout]) -> Iterator[list[Rollout]]:
+    group: list[Rollout] = []
+    tokens = 0
+    for rollout in rollouts:
+        group.append(rollout)
+        tokens += len(rollout.prompt_ids) + len(rollout.response_ids)
+        if len(group) == GROUP_ROWS or tokens >= GROUP_TOKENS:
+            yield group
+            group, tokens = [], 0
+    if group:
+        yield group
+
+
+def _table(rollouts: Sequence[Rollout]) -> pa.Table:
+    """Rollouts in the store's columns."""
+
+    def lists(rows: Sequence[Sequence], kind: pa.DataType) -> pa.Array:
+        ends = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+        flat = np.fromiter(chain.from_iterable(rows), dtype=kind.to_pandas_dtype(), count=int(ends[-1]))
+        return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat, from_pandas=False))
+
+    columns = {
+        "problem_id": [unicode_id(r.problem_id) for r in rollouts],
+        "sample": [r.sample for r in rollouts],
+        "prompt_ids": lists([r.prompt_ids for r in rollouts], pa.int32()),
+        "response_ids": lists([r.response_ids for r in rollouts], pa.int32()),
+        "behavior_logprobs": lists([r.behavior_logprobs for r in rollouts], pa.float64()),
+        "reward": [float(r.reward) for r in rollouts],
+        "finish": [str(r.finish) for r in rollouts],
+        "response": [storable(r.response) for r in rollouts],
     }
+    return pa.table(columns, schema=SCHEMA)
 
 
 def storable(text: str) -> str:

@@ -93,9 +93,9 @@ def rollout_facts(path: Path, model: str) -> RolloutFacts:
         DataError: what :func:`limbeck.rollouts.importing.read_records` refuses.
     """
     if path.is_dir():
-        rollouts = read_rollouts(path).rollouts
-        counts = [(len(r.prompt_ids), len(r.response_ids)) for r in rollouts]
-        return _facts([r.problem_id for r in rollouts], [r.reward for r in rollouts], counts, counts)
+        told = read_rollouts(path).outline
+        counts = list(zip(told.prompt_tokens.tolist(), told.response_tokens.tolist(), strict=True))
+        return _facts([problem for problem, _ in told.every_key()], told.reward.tolist(), counts, counts)
     records, _ = read_records(path)
     tokenizer = load_tokenizer(model)
     spread = token_counts(records[:: max(1, len(records) // SPREAD)], tokenizer)

@@ -91,10 +91,10 @@ def _views(config: StudyConfig, made: Sequence[Step], folders: Mapping[str, Path
 
 def _chosen(rollout_set: RolloutSet) -> list[int]:
     """The first right and the first wrong rollout of the first problems that have both."""
-    rollouts, out = rollout_set.rollouts, []
+    told, out = rollout_set.outline, []
     for rows in rollout_set.groups.values():
-        short = [i for i in rows if len(rollouts[i].response_ids) <= MAX_TOKENS]
-        both = [next((i for i in short if is_right(rollouts[i].reward) == right), None) for right in (True, False)]
+        short = [i for i in rows if told.response_tokens[i] <= MAX_TOKENS]
+        both = [next((i for i in short if is_right(float(told.reward[i])) == right), None) for right in (True, False)]
         if None not in both and len(out) < 2 * MAX_PROBLEMS:
             out += both
     return [i for i in out if i is not None]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limbeck.rollouts.importing import import_rollouts
-from limbeck.rollouts.store import read_rollouts
+from limbeck.rollouts.importing import imported
+from limbeck.rollouts.store import read_rollouts, write_rollouts, write_stream
 from limbeck.train.models import load_tokenizer, model_context
-from limbeck.types import RolloutSet
 from limbeck.worlds.named import problems_named, read_problems
 
-__all__ = ["problems_named", "read_any_rollouts", "read_problems"]
+__all__ = ["problems_named", "read_problems", "write_any_rollouts"]
 
 
-def read_any_rollouts(path: Path, model: str) -> RolloutSet:
-    """A rollouts folder as it is, or a JSONL or Parquet file through the model's tokenizer."""
+def write_any_rollouts(path: Path, model: str, out: Path, *, overwrite: bool = False) -> Path:
+    """A rollouts folder from another, or from a JSONL or Parquet file through the model's tokenizer."""
     if path.is_dir():
-        return read_rollouts(path)
-    return import_rollouts(path, load_tokenizer(model), max_length=model_context(model))
+        return write_rollouts(read_rollouts(path), out, overwrite=overwrite)
+    provenance: dict[str, object] = {}
+    rollouts = imported(path, load_tokenizer(model), provenance, max_length=model_context(model))
+    return write_stream(rollouts, out, provenance=provenance, overwrite=overwrite)

@@ -12,7 +12,6 @@ from limbeck.evals.tables import read_table
 from limbeck.folders import host, publish, read_json, read_manifest, versions, write_json
 from limbeck.geometry.table import read_measurements, write_measurements
 from limbeck.problems.prompts import text_of
-from limbeck.rollouts.select import is_right
 from limbeck.rollouts.store import read_rollouts
 from limbeck.stats.passk import pass_at_k
 from limbeck.studies.config import StudyConfig
@@ -22,7 +21,7 @@ from limbeck.studies.plan import Step, run_name
 from limbeck.studies.runner import read_seconds
 from limbeck.train.models import load_tokenizer
 from limbeck.train.record import read_metrics
-from limbeck.types import Finish, Measurement, Rollout, RolloutSet
+from limbeck.types import Measurement, Rollout, RolloutSet, is_right
 
 MAX_SAMPLES = 300  # problems in the sample browser
 MAX_EXAMPLES = 24  # rollout groups shown
@@ -180,7 +179,8 @@ def _spent(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _rollouts(config: StudyConfig, rollout_set: RolloutSet) -> dict[str, Any]:
     rollouts = rollout_set.rollouts
-    right = [[is_right(rollouts[i]) for i in rows] for rows in rollout_set.groups.values()]
+    told = rollout_set.outline
+    right = [[is_right(float(told.reward[i])) for i in rows] for rows in rollout_set.groups.values()]
     tokenizer = load_tokenizer(config.student)
     groups = list(rollout_set.groups.items())[:MAX_EXAMPLES]
     answers = (
@@ -210,8 +210,8 @@ def _rollouts(config: StudyConfig, rollout_set: RolloutSet) -> dict[str, Any]:
         "mixed_share": sum(0 < sum(group) < len(group) for group in right) / len(right),
         "all_right_share": sum(all(group) for group in right) / len(right),
         "all_wrong_share": sum(not any(group) for group in right) / len(right),
-        "truncated_share": sum(r.finish == Finish.LENGTH for r in rollouts) / len(rollouts),
-        "mean_response_tokens": sum(len(r.response_ids) for r in rollouts) / len(rollouts),
+        "truncated_share": int(told.truncated.sum()) / len(rollouts),
+        "mean_response_tokens": int(told.response_tokens.sum()) / len(rollouts),
         "sampling": dict(rollout_set.provenance),
         "examples": examples,
     }

@@ -21,7 +21,7 @@ from limbeck.rollouts.sample import Decoding
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.stats.compare import Arm, compare
 from limbeck.studies.chains import account_kl, kept, merge, read_signal, result, under
-from limbeck.studies.inputs import read_any_rollouts, read_problems
+from limbeck.studies.inputs import read_problems, write_any_rollouts
 from limbeck.studies.representation import compare_states
 from limbeck.studies.sampling import sample_rollouts
 from limbeck.studies.walk import walk
@@ -37,7 +37,7 @@ Tell = Callable[[float], None]
 def rollouts(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
     """Sample from the teacher, or read a file."""
     if "path" in params:
-        write_rollouts(read_any_rollouts(Path(params["path"]), params["tokenizer"]), out)
+        write_any_rollouts(Path(params["path"]), params["tokenizer"], out)
         return
     problems = [problem for problem, _ in read_problems(params["problems"])]
     writer = str(inputs["model"]) if "model" in inputs else params["teacher"]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
 
-from limbeck.batches.collate import TrainingData
+from limbeck.batches.collate import TrainingData, by_hash
 from limbeck.config import TrainConfig
 from limbeck.errors import ConfigError, DegenerateError
 from limbeck.objectives import inputs
 from limbeck.rollouts import credit, select
 from limbeck.rollouts.relabel import relabelled
-from limbeck.types import Objective, RolloutSet
+from limbeck.types import RIGHT_ABOVE, Objective, RolloutSet
 
 
 class Prepared(NamedTuple):
@@ -48,30 +49,30 @@ def prepare(
     rule = config.credit or objective.credit
     _check_mirror(config, objective, rule)
     rollout_set = relabelled(rollout_set, config.rewards, seed=config.data_seed)
-    rollouts = rollout_set.rollouts
+    told = rollout_set.outline
     limit = min(x for x in (config.max_length, context, 1 << 30) if x)
-    fits = [len(r.prompt_ids) + len(r.response_ids) <= limit for r in rollouts]
-    if not any(fits):
-        shortest = min(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
+    fits = told.tokens <= limit
+    if not fits.any():
+        shortest = told.tokens.min()
         raise DegenerateError(
-            f"a run needs at least one trainable row, received 0 of {len(rollouts)}: the longest row allowed is {limit} "
+            f"a run needs at least one trainable row, received 0 of {len(told)}: the longest row allowed is {limit} "
             f"tokens and the shortest has {shortest}. Raise train.max_length or use a model with a longer context."
         )
     columns = {**_credit_columns(objective, rule, rollout_set), **scores}
     items, weights, facts, selection = _items(config, objective, rollout_set, fits)
-    data = TrainingData(rollouts=rollouts, items=items, weights=weights, columns=columns)
+    data = TrainingData(rollouts=rollout_set.rollouts, items=items, weights=weights, columns=columns)
     if config.max_items and config.max_items < len(items):
         data = fewer(data, config.max_items, seed=config.data_seed)
-    used = [rollouts[row] for row in {row for item in data.items for row in item}]  # a row of several pairs is one row
+    used = told.take(data.used_rows)
     facts |= {
         "items": len(data.items),
         "rows": len(used),
-        "rows_too_long": len(rollouts) - sum(fits),
-        "right_share": sum(select.is_right(r) for r in used) / len(used),
-        "response_tokens": sum(len(r.response_ids) for r in used),
+        "rows_too_long": int((~fits).sum()),
+        "right_share": float((used.reward > RIGHT_ABOVE).mean()),
+        "response_tokens": int(used.response_tokens.sum()),
         "credit": rule if "advantages" in columns else "",
     }
-    too_long = [list(r.key) for r, fit in zip(rollouts, fits, strict=True) if not fit]
+    too_long = [list(key) for key in told.take(~fits).every_key()]
     return Prepared(data, facts, {**selection, "too_long": too_long, "items": data.keys})
 
 
@@ -85,40 +86,38 @@ def _check_mirror(config: TrainConfig, objective: Objective, rule: str) -> None:
 
 def fewer(data: TrainingData, num: int, *, seed: int) -> TrainingData:
     """So many items, chosen by a hash of their names: a shuffled file gives the same choice."""
-    keys = data.keys
-    rank = [hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogatepass")).digest() for key in keys]
-    kept = sorted(sorted(range(len(keys)), key=rank.__getitem__)[:num])
-    items, weights = [data.items[i] for i in kept], [data.weights[i] for i in kept]
+    kept = np.sort(by_hash(data.keys, str(seed))[:num])
+    items, weights = np.asarray(data.items)[kept], np.asarray(data.weights)[kept]
     return TrainingData(rollouts=data.rollouts, items=items, weights=weights, columns=data.columns)
 
 
-def _credit_columns(objective: Objective, rule: str, rollout_set: RolloutSet) -> dict[str, Sequence]:
+def _credit_columns(objective: Objective, rule: str, rollout_set: RolloutSet) -> dict[str, Sequence | np.ndarray]:
     """What the objective reads of rewards and groups, one number per rollout, over the whole set."""
     names = inputs(objective)
-    rewards = torch.tensor([r.reward for r in rollout_set.rollouts], dtype=torch.float64)
-    groups = [r.problem_id for r in rollout_set.rollouts]
-    columns: dict[str, Sequence] = {"rewards": rewards.tolist()}
+    told = rollout_set.outline
+    rewards, groups = torch.tensor(told.reward), torch.tensor(told.problem)
+    columns: dict[str, Sequence | np.ndarray] = {"rewards": rewards.numpy()}
     if "advantages" in names:
         if not rule:
             raise ConfigError(
                 f"{objective.name} reads advantages: set train.credit to one of {', '.join(credit.CREDITS)}."
             )
-        columns["advantages"] = credit.assign(rule, rewards, groups).tolist()
+        columns["advantages"] = credit.assign(rule, rewards, groups).numpy()
     if "correct" in names:
-        columns["correct"] = credit.correct(rewards).tolist()
+        columns["correct"] = credit.correct(rewards).numpy()
     if "group_all_wrong" in names:
-        columns["group_all_wrong"] = credit.group_all_wrong(rewards, groups).tolist()
+        columns["group_all_wrong"] = credit.group_all_wrong(rewards, groups).numpy()
     return columns
 
 
 class _Chosen(NamedTuple):
-    items: list[tuple[int, ...]]
-    weights: list[float]
+    items: Int[np.ndarray, "items rows"]
+    weights: Float[np.ndarray, " items"]
     facts: dict[str, object]
     record: dict[str, object]
 
 
-def _items(config: TrainConfig, objective: Objective, rollout_set: RolloutSet, fits: Sequence[bool]) -> _Chosen:
+def _items(config: TrainConfig, objective: Objective, rollout_set: RolloutSet, fits: np.ndarray) -> _Chosen:
     if objective.unit == "pair":
         return _pairs(config, rollout_set, fits)
     record: dict[str, object] = {"rule": "all", "kept": len(rollout_set), "dropped": {}}
@@ -127,19 +126,21 @@ def _items(config: TrainConfig, objective: Objective, rollout_set: RolloutSet, f
         rule = select.correct if config.selection == "correct" else select.distinct
         selection = rule(rollout_set)
         chosen, record = selection.indices, selection.record()
-    rows = [i for i in chosen if fits[i]]
-    if not rows:
+    rows = np.array(chosen)
+    rows = rows[fits[rows]]
+    if not len(rows):
         raise DegenerateError(
             f'selection "{config.selection}" must leave at least one rollout, received 0 of {len(rollout_set)}. '
             "Grade the rollouts, or train on all of them."
         )
-    return _Chosen([(i,) for i in rows], [1.0] * len(rows), {"selection": config.selection}, record)
+    return _Chosen(rows[:, None], np.ones(len(rows)), {"selection": config.selection}, record)
 
 
-def _pairs(config: TrainConfig, rollout_set: RolloutSet, fits: Sequence[bool]) -> _Chosen:
+def _pairs(config: TrainConfig, rollout_set: RolloutSet, fits: np.ndarray) -> _Chosen:
     selection = select.pairs(rollout_set, rule=config.pairs, seed=config.data_seed)
-    kept = [i for i, pair in enumerate(selection.pairs) if all(fits[row] for row in pair)]
-    if not kept:
+    pairs = np.array(selection.pairs)
+    kept = fits[pairs].all(axis=1)
+    if not kept.any():
         raise DegenerateError(
             f"pairs must fit the longest row allowed, received {len(selection.pairs)} pairs that all hold a longer one. "
             "Raise train.max_length, or use a model with a longer context."
@@ -150,5 +151,4 @@ def _pairs(config: TrainConfig, rollout_set: RolloutSet, fits: Sequence[bool]) -
         "all_right_groups": selection.num_all_right,
         "all_wrong_groups": selection.num_all_wrong,
     }
-    weights = [selection.weights[i] for i in kept]
-    return _Chosen([tuple(selection.pairs[i]) for i in kept], weights, facts, selection.record(rollout_set))
+    return _Chosen(pairs[kept], np.array(selection.weights)[kept], facts, selection.record(rollout_set))

@@ -208,8 +208,8 @@ def _sparsified(
 ) -> Values:
     """The values on the tokens that the settings choose, rescaled; the metrics stay those of all tokens."""
     assert config.sparsify is not None  # the caller asked
-    rows = [data.rollouts[row] for row in batch.row_index.tolist()]
-    names = [f"{config.seed}/{step}/{rollout.problem_id}/{rollout.sample}" for rollout in rows]
+    keys = map(data.outline.key, batch.row_index.tolist())
+    names = [f"{config.seed}/{step}/{problem_id}/{sample}" for problem_id, sample in keys]
     teacher = batch.inputs.get("teacher_logprobs")
     log_ratio = None if teacher is None else scored.logprobs.detach() - teacher.nan_to_num(neginf=TEACHER_FLOOR)
     weights = token_weights(config.sparsify, batch.mask, names, log_ratio)
@@ -311,4 +311,4 @@ def _detached(values: Values) -> Values:
 
 def _live(data: TrainingData, items: Sequence[int]) -> bool:
     """Whether any token of these items is scored."""
-    return any(live_tokens(data, row) for item in items for row in data.items[item])
+    return any(live_tokens(data, row) for row in data.rows_of(items))

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from limbeck.batches.collate import TrainingData, live_tokens, plan
 from limbeck.config import LiveConfig, TrainConfig
 from limbeck.errors import DegenerateError, ModelError
@@ -186,10 +188,10 @@ def _data(stage: Stage, drawn: Drawn, columns: Mapping[str, Sequence[Any]]) -> T
         data = prepare(stage.config, stage.objective, drawn.rollout_set, columns, context=None).data
     except DegenerateError:  # no right answer to select, no pair to form
         return None
-    live = [place for place, item in enumerate(data.items) if all(live_tokens(data, row) for row in item)]
+    live = [i for i in range(len(data.items)) if all(live_tokens(data, row) for row in data.rows_of([i]))]
     if not live:
         return None
-    items, weights = [data.items[i] for i in live], [data.weights[i] for i in live]
+    items, weights = np.asarray(data.items)[live], np.asarray(data.weights)[live]
     return TrainingData(rollouts=data.rollouts, items=items, weights=weights, columns=data.columns)
 
 

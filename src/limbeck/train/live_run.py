@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -226,14 +225,14 @@ def _check_given(live: LiveConfig, stages: Sequence[Stage], given: RolloutSet, r
             f"given rollouts must hold at least live.prompts_per_step = {live.prompts_per_step} problems, received "
             f"{len(given.groups)}. Lower it, or sample more."
         )
-    longest = max(len(r.prompt_ids) + len(r.response_ids) for r in given.rollouts)
+    longest = int(given.outline.tokens.max())
     if longest > room:
         raise DataError(
             f"given rollouts must fit the context of student and teacher, {room} tokens, received one of {longest}. Drop it, "
             "or sample with a lower max_new_tokens."
         )
     reading = [stage.objective.name for stage in stages if set(BEHAVIOR) & set(inputs(stage.objective))]
-    unknown = sum(any(map(math.isnan, r.behavior_logprobs)) for r in given.rollouts)
+    unknown = int((~given.outline.known).sum())
     temperature = given.provenance.get("sampling_temperature", 1.0)
     if reading and (unknown or temperature != 1.0):
         raise ConfigError(

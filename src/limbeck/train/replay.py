@@ -48,7 +48,7 @@ def diverged(folder: Path, name: str, why: str, read: Read) -> DivergedError:
     tensors = {"ids": batch.ids, "mask": batch.mask, "row_index": batch.row_index, **batch.inputs}
     if scored is not None:
         tensors |= {"logprobs": scored.logprobs.detach(), "entropy": scored.entropy.detach()}
-    rows = ["/".join(map(str, read.data.rollouts[row].key)) for row in batch.row_index.tolist()]
+    rows = ["/".join(map(str, read.data.outline.key(row))) for row in batch.row_index.tolist()]
     facts = {"objective": read.objective.name, "knobs": json.dumps(dict(read.settings)), "rows": json.dumps(rows)}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -282,11 +283,10 @@ def _anchored(config: RunConfig) -> bool:
 
 def _probed(data: TrainingData, config: TrainConfig) -> TrainingData:
     """A few of the rows that are trained on, each an item of its own."""
-    rows = sorted({row for item in data.items for row in item})
-    rollouts = [data.rollouts[row] for row in rows]
-    whole = TrainingData(rollouts=rollouts, items=[(i,) for i in range(len(rows))], weights=[1.0] * len(rows))
+    rows = data.used_rows
+    whole = TrainingData(rollouts=data.rollouts, items=rows[:, None], weights=np.ones(len(rows)))
     few = fewer(whole, config.kl_rows, seed=config.data_seed) if config.kl_rows < len(rows) else whole
-    picked = [rollouts[item[0]] for item in few.items]
+    picked = [data.rollouts[row] for row in few.used_rows]
     return TrainingData(rollouts=picked, items=[(i,) for i in range(len(picked))], weights=[1.0] * len(picked))
 
 

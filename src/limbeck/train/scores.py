@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +43,7 @@ def check_scores(config: RunConfig, objective: Objective, rollout_set: RolloutSe
             )
         if name not in BEHAVIOR or name in config.scores:
             continue
-        unknown = sum(any(math.isnan(x) for x in r.behavior_logprobs) for r in rollout_set.rollouts)
+        unknown = int((~rollout_set.outline.known).sum())
         temperature = rollout_set.provenance.get("sampling_temperature", 1.0)
         if unknown or temperature != 1.0:
             raise ConfigError(

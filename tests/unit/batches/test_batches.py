@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from limbeck.batches import score
 from limbeck.batches.align import per_token, response_mask
 from limbeck.batches.collate import TrainingData, collate, micro_batches, plan
 from limbeck.errors import DegenerateError, ProvenanceError, ShapeError
-from limbeck.types import Finish, Rollout
+from limbeck.rollouts import stored
+from limbeck.types import Finish, Rollout, RolloutSet
 
 
 def rollout(name, prompt, response, sample=0, reward=1.0):
@@ -110,3 +114,29 @@ def test_seeds_change_the_order():
     keys = [f"p{i}" for i in range(20)]
     first, second = (list(plan(keys, batch_size=20, num_steps=1, seed=seed)) for seed in (0, 1))
     assert first != second
+
+
+@pytest.mark.parametrize("limit", [stored.IN_MEMORY, 8])
+def test_stored_scores_are_read_a_rollout_at_a_time(limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "IN_MEMORY", limit)
+    monkeypatch.setattr(score, "READ_ROWS", 3)
+    given = [[-0.5] * 6 + [-math.inf], [math.nan], [-1.25, -2.0], [-math.inf, 0.0, -3.0]]
+    rollout_set = RolloutSet(rollouts=tuple(ROWS), provenance={})
+    found = score.read_scores(score.write_scores(tmp_path / "s", rollout_set, given, model_digest="m"), rollout_set)
+    assert [found[2], found[-1], *found[:1]] == [given[2], given[3], given[0]]
+    assert math.isnan(found[1][0])
+    floors, count = score.floored(found)
+    assert (floors[0], floors[3], count) == ([-0.5] * 6 + [-20.0], [-20.0, 0.0, -3.0], 2)
+    assert found[3] == given[3]
+    assert len(found) == len(floors) == 4
+
+
+def test_scores_of_other_rows_are_refused(tmp_path):
+    rollout_set, fewer = (RolloutSet(rollouts=tuple(rows), provenance={}) for rows in (ROWS, ROWS[:3]))
+    given = [[0.0] * len(r.response_ids) for r in ROWS]
+    for rows, scores in ((fewer, given[:3]), (RolloutSet(rollouts=tuple(ROWS[::-1]), provenance={}), given[::-1])):
+        folder = score.write_scores(tmp_path / "s", rows, scores, model_digest="m", overwrite=True)
+        manifest = folder / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(rows.digest, rollout_set.digest))
+        with pytest.raises(ProvenanceError, match="a row for each rollout, in the rollouts' order"):
+            score.read_scores(folder, rollout_set)

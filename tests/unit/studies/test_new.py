@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from limbeck import cli
 from limbeck.errors import LimbeckError
+from limbeck.rollouts.importing import import_rollouts
 from limbeck.studies.config import load_study
-from limbeck.studies.inputs import read_any_rollouts
 from limbeck.studies.new import SCHEMA_FILE
 from limbeck.studies.plan import make_plan
+from limbeck.train.models import load_tokenizer
 from limbeck.worlds import resolve
 from limbeck.worlds.abacus.generator import generate
 
@@ -78,7 +79,7 @@ def test_values_come_from_the_data_and_every_key_is_explained(data):
     study = load_study("sub/study.toml")
     assert study.rollouts.path == str(data / "rollouts.jsonl")
     [longest] = {int(n) for n in re.findall(r"longest response that was seen has (\d+)", text)}
-    rows = read_any_rollouts(data / "rollouts.jsonl", study.student).rollouts
+    rows = import_rollouts(data / "rollouts.jsonl", load_tokenizer(study.student)).rollouts
     assert longest == max(len(row.response_ids) for row in rows) < study.eval.max_new_tokens
     assert "Needs right rollouts: 16 of 24 are." in text
     assert "8 of 8 have both" in text
