@@ -35,6 +35,7 @@ from limbeck.train.models import trained_tensors
 from limbeck.train.optimizer import Walker, make_walkers
 from limbeck.train.processes import make_accelerator, own_part, shares, summed, whole
 from limbeck.train.replay import Read, diverged
+from limbeck.train.shards import check_torch
 from limbeck.train.subspace import Subspace, confine, leak, project_gradients
 from limbeck.types import Normalizer, Objective, TokenBatch, Values
 
@@ -83,7 +84,7 @@ def make_engine(model: nn.Module, config: TrainConfig, frozen: Mapping[str, Head
         frozen: input name (``teacher_logits``) to the head of the frozen model that it comes from.
 
     Raises:
-        ConfigError: Muon with sharded weights, whose matrices it would have to see whole.
+        ConfigError: sharded weights with Muon, which would have to see matrices whole, or with a torch that cannot write them.
     """
     accelerator = make_accelerator()
     student = _student(model, config)
@@ -93,6 +94,8 @@ def make_engine(model: nn.Module, config: TrainConfig, frozen: Mapping[str, Head
             'sharded weights need an optimizer that works entry by entry, received train.optimizer = "muon". Use adamw, '
             "sgd or adafactor, or launch without FSDP."
         )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        check_torch()
     with torch.autocast(
         accelerator.device.type, torch.bfloat16, enabled=precision(config, accelerator.device) == "bf16"
     ):
@@ -116,7 +119,9 @@ def _student(model: nn.Module, config: TrainConfig) -> Student:
         for module in causal.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True  # the layer alone: its children keep their mode
+    # what sharding asks of a model: its layers, and to tie again what loading the parts has parted
     student._no_split_modules = getattr(unwrapped(model), "_no_split_modules", None)  # type: ignore[assignment]
+    student.tie_weights = unwrapped(model).tie_weights  # type: ignore[assignment]
     return student
 
 
@@ -275,7 +280,9 @@ def _forward(
     bf16 = precision(engine.config, engine.accelerator.device) == "bf16"
     logits = next((name for name in FROZEN_LOGITS if name in inputs(objective)), None)
     whole = Whole(objective, settings, engine.frozen[logits], logits) if logits else None
-    with torch.autocast(engine.accelerator.device.type, torch.bfloat16, enabled=bf16):
+    # without a cache: it would hold a bf16 copy of every sharded weight until the pass ends, and each is read once
+    casts = {"enabled": bf16, "cache_enabled": not engine.sharded}
+    with torch.autocast(engine.accelerator.device.type, torch.bfloat16, **casts):
         scored: Scored = engine.student(batch, whole)
     if scored.values is not None:
         return scored, Values(values=scored.values, metrics=scored.metrics)
