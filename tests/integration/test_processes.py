@@ -215,6 +215,7 @@ def test_each_process_writes_its_part_of_a_checkpoint(four):
     assert {f"shards/{file.name}": file_digest(file) for file in files}.items() <= digests.items()
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # asked for by peft
 @pytest.mark.parametrize("name", ["lora", "full", "killed"])
 def test_what_four_processes_saved_goes_on_on_two_and_on_one(four, sharded, tmp_path, name):
     configs, root = sharded
