@@ -154,10 +154,10 @@ def four(world, tmp_path_factory) -> tuple[dict[str, RunConfig], Path]:
     """Runs by name and what four processes with sharded weights made of them; the last was killed in a checkpoint."""
     short = RAGGED.model_copy(update={"num_steps": 10, "checkpoint_every": 4, "gradient_checkpointing": True})
     trained = {
-        "lora": {"objective": "dpo"},
+        "lora": {"objective": "dpo", "kl_every": 4},
         "full": {"method": "full"},
         "plain": {"method": "full", "gradient_checkpointing": False},
-        "killed": {"method": "full"},
+        "killed": {"method": "full", "optimizer": "sgd"},
     }
     configs = {name: RunConfig(**world, train=short.model_copy(update=values)) for name, values in trained.items()}
     root = tmp_path_factory.mktemp("four")
@@ -192,8 +192,11 @@ def sharded(world, four, tmp_path_factory) -> tuple[dict[str, RunConfig], Path]:
 @pytest.mark.parametrize("name", ["lora", "full"])
 def test_four_processes_with_sharded_weights_have_the_losses_of_one(four, sharded, name):
     runs = four[1] / name, sharded[1] / "one" / f"four-{name}"
-    losses = [[line["loss"] for line in read_metrics(run / "metrics.jsonl")] for run in runs]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    lines = [read_metrics(run / "metrics.jsonl") for run in runs]
+    for key in ("loss", "kl_measured"):
+        values = [[line[key] for line in side if key in line] for side in lines]
+        assert values[0] == pytest.approx(values[1], abs=1e-5)
+        assert len(values[0]) == (10 if key == "loss" else 3 if name == "lora" else 0)
     assert gap(*runs) < 2e-5
 
 

@@ -24,7 +24,7 @@ from limbeck.batches.forward import Scored, Student, computed_cells, unwrapped
 from limbeck.batches.sparsify import token_weights
 from limbeck.batches.whole import FROZEN_LOGITS, Top, Whole
 from limbeck.config import TrainConfig
-from limbeck.errors import ConfigError, DivergedError, NotFiniteError
+from limbeck.errors import DivergedError, NotFiniteError
 from limbeck.heads import Head
 from limbeck.objectives import LOOP_KNOBS, evaluate, inputs, knobs
 from limbeck.objectives.contract import TEACHER_FLOOR
@@ -35,7 +35,6 @@ from limbeck.train.models import trained_tensors
 from limbeck.train.optimizer import Walker, make_walkers
 from limbeck.train.processes import make_accelerator, own_part, shares, summed, whole
 from limbeck.train.replay import Read, diverged
-from limbeck.train.shards import check_torch
 from limbeck.train.subspace import Subspace, confine, leak, project_gradients
 from limbeck.types import Normalizer, Objective, TokenBatch, Values
 
@@ -82,20 +81,10 @@ def make_engine(model: nn.Module, config: TrainConfig, frozen: Mapping[str, Head
         model: a causal language model; what requires a gradient is trained.
         config: method, optimizer, schedule, memory and precision.
         frozen: input name (``teacher_logits``) to the head of the frozen model that it comes from.
-
-    Raises:
-        ConfigError: sharded weights with Muon, which would have to see matrices whole, or with a torch that cannot write them.
     """
     accelerator = make_accelerator()
     student = _student(model, config)
     walkers = make_walkers(unwrapped(model), config)
-    if accelerator.distributed_type == DistributedType.FSDP and config.optimizer == "muon":
-        raise ConfigError(
-            'sharded weights need an optimizer that works entry by entry, received train.optimizer = "muon". Use adamw, '
-            "sgd or adafactor, or launch without FSDP."
-        )
-    if accelerator.distributed_type == DistributedType.FSDP:
-        check_torch()
     with torch.autocast(
         accelerator.device.type, torch.bfloat16, enabled=precision(config, accelerator.device) == "bf16"
     ):

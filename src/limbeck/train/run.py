@@ -50,6 +50,7 @@ from limbeck.train.record import read_metrics
 from limbeck.train.rewards import RewardFunction
 from limbeck.train.save import save_adapter, save_model, save_visible
 from limbeck.train.scores import check_scores, on_device, read_all, score_digests
+from limbeck.train.shards import check_torch
 from limbeck.train.subspace import Subspace, hidden_matrices
 from limbeck.train.trackers import check_tracker, followed
 from limbeck.train.trajectory import Recorder
@@ -107,6 +108,21 @@ def _check_subspace(config: TrainConfig) -> None:
         )
 
 
+def _check_sharded(config: TrainConfig, *, second: bool) -> None:
+    if config.subspace:
+        raise ConfigError(
+            "train.subspace projects whole matrices, received FSDP, which holds parts of them. Launch without it."
+        )
+    if config.optimizer not in ("adamw", "sgd"):
+        raise ConfigError(
+            "sharded weights need an optimizer that works entry by entry, received train.optimizer = "
+            f'"{config.optimizer}", which reads whole rows or matrices. Use adamw or sgd, or launch without FSDP.'
+        )
+    if not second:
+        raise ConfigError("sharded weights need FSDP2, received its first version. Launch with --fsdp_version 2.")
+    check_torch()
+
+
 def _check_sparsify(config: TrainConfig, objective: Objective) -> None:
     if config.sparsify is None:
         return
@@ -153,10 +169,8 @@ def train(
     check_tracker(config.train.tracker)
     objectives = [check(stage) for stage in _stage_configs(config)]
     sharded = processes.distributed_type == DistributedType.FSDP
-    if config.train.subspace and sharded:
-        raise ConfigError(
-            "train.subspace projects whole matrices, received FSDP, which holds parts of them. Launch without it."
-        )
+    if sharded:
+        _check_sharded(config.train, second=processes.is_fsdp2)
     rollout_set = None if config.live else _read_rollouts(config, objectives[0])
     # sharded weights go to their devices part by part: whole ones may not fit there
     home = torch.device("cpu") if sharded else processes.device
