@@ -85,6 +85,7 @@ def built(shape: Shape, method: str) -> torch.nn.Module:
     return add_adapter(model, LORA, init_seed=0) if method == "lora" else model
 
 
+@cache
 def sizes(name: str, method: str) -> Sizes:
     """Counted on the model's tensors, tied ones once."""
     model = model_of(name, method)
