@@ -154,7 +154,7 @@ def four(world, tmp_path_factory) -> tuple[dict[str, RunConfig], Path]:
     """Runs by name and what four processes with sharded weights made of them; the last was killed in a checkpoint."""
     short = RAGGED.model_copy(update={"num_steps": 10, "checkpoint_every": 4, "gradient_checkpointing": True})
     trained = {
-        "lora": {"objective": "dpo", "kl_every": 4},
+        "lora": {"objective": "dpo", "kl_every": 4, "lora": LoraConfig(rank=3, alpha=6.0)},  # one process has no row
         "full": {"method": "full"},
         "plain": {"method": "full", "gradient_checkpointing": False},
         "killed": {"method": "full", "optimizer": "sgd"},

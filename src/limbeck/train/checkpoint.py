@@ -48,17 +48,14 @@ def trained_weights(engine: Engine) -> dict[str, Tensor]:
 
 def save(folder: Path, step: int, engine: Engine) -> None:
     """Write ``step-NNNNNN`` beside its place and rename it in; every process must call it."""
-    processes, facts = engine.accelerator, {"step": step}
-    place = folder / f"step-{step:06d}"
-    opened = (
-        publish(place, kind="checkpoint", facts=facts, overwrite=True) if processes.is_main_process else nullcontext()
-    )
-    with opened as out:
-        write = _write_sharded if engine.sharded else _write_whole
-        facts |= write(Path(_from_main(processes, str(out))), engine)
-        if processes.is_main_process and engine.carried:
+    processes, place, facts = engine.accelerator, folder / f"step-{step:06d}", {"step": step}
+    main = processes.is_main_process
+    with publish(place, kind="checkpoint", facts=facts, overwrite=True) if main else nullcontext() as opened:
+        out = Path(_from_main(processes, str(opened)))
+        facts |= (_write_sharded if engine.sharded else _write_whole)(out, engine)
+        if main and engine.carried:
             save_file({name: t.contiguous() for name, t in engine.carried.items()}, out / CARRIED)
-    if processes.is_main_process:
+    if main:
         for old in sorted(folder.glob("step-*"))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
     processes.wait_for_everyone()

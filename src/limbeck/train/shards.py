@@ -55,12 +55,8 @@ def write(folder: Path, student: nn.Module, optimizers: Optimizers) -> dict[str,
         The rest of the optimizers' state: numbers, the same on every process.
     """
     tensors, numbers = _state(student, optimizers)
-    dcp.save(
-        tensors,
-        storage_writer=dcp.HuggingFaceStorageWriter(
-            str(folder), fqn_to_index_mapping=files(tensors), save_distributed=True
-        ),
-    )
+    settings: dict[str, Any] = {"save_distributed": True, "fqn_to_index_mapping": files(tensors)}
+    dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), **settings))  # type: ignore[attr-defined]
     return numbers
 
 
@@ -70,8 +66,10 @@ def read(folder: Path, student: nn.Module, optimizers: Optimizers, numbers: Mapp
     tensors, _ = _state(student, optimizers)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # one plain process is fine
-        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))  # in place
-    set_optimizer_state_dict(student, optimizers, {**tensors, **numbers}, options=PARTS)
+        # in place
+        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))  # type: ignore[attr-defined]
+    whole: dict[str, Any] = {**tensors, **numbers}
+    set_optimizer_state_dict(student, optimizers, whole, options=PARTS)
 
 
 def files(tensors: Mapping[str, Tensor], size: int = FILE_BYTES) -> dict[str, int]:
@@ -91,8 +89,10 @@ def files(tensors: Mapping[str, Tensor], size: int = FILE_BYTES) -> dict[str, in
 def _state(student: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Trained weights and the optimizers' state by name: tensors as the processes hold them, and numbers."""
     flat: dict[str, Any] = dict(get_optimizer_state_dict(student, optimizers, options=PARTS))
-    moments = {name: value for name, value in flat.items() if isinstance(value, Tensor) and value.dim()}
+    moments: dict[str, Tensor] = {
+        name: value for name, value in flat.items() if isinstance(value, Tensor) and value.dim()
+    }
     once = trained_tensors(student)  # of tied weights
-    found = get_model_state_dict(student, options=PARTS)
+    found: dict[str, Any] = get_model_state_dict(student, options=PARTS)
     weights = {name: found[name] for name in once}
     return {**weights, **moments}, {name: value for name, value in flat.items() if name not in moments}
