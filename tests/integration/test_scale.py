@@ -41,7 +41,7 @@ def test_what_a_token_keeps_is_that_of_a_real_model(scale, method):
 
 
 def test_parts_are_those_of_the_published_models(scale):
-    counted = {name: scale.sizes(name, "full").all for name in scale.SHAPES}
+    counted = {name: scale.sizes(name, "full").all for name in scale.STUDENTS}
     assert counted == {"Qwen3-4B": 4_022_468_096, "Qwen3-8B": 8_190_735_360, "Qwen3-32B": 32_762_123_264}
     of, found = scale.sizes("Qwen3-32B", "full"), scale.memory("Qwen3-32B", "full", 8, checkpointing=True).largest
     held = {"weights": 4, "start": 2, "optimizer": 8, "gradients": 4}
@@ -50,6 +50,13 @@ def test_parts_are_those_of_the_published_models(scale):
     q, kv = (shape[heads] * shape["head_dim"] for heads in ("heads", "kv_heads"))
     sides = 2 * (shape["hidden"] + q) + 2 * (shape["hidden"] + kv)
     assert lora.trained == shape["layers"] * scale.LORA.rank * sides
+
+
+@pytest.mark.parametrize(("checkpointing", "measured"), [(False, 15.918e9), (True, 3.754e9)])
+def test_a_peak_that_was_measured_on_a_gpu_is_met(scale, checkpointing, measured):
+    """Allocated at most on an H200 in two micro-batches of 8,192 tokens, by benchmarks/gpu.py on 2026-11-28."""
+    found = scale.memory("Qwen3-0.6B", "lora", 1, checkpointing=checkpointing).peak
+    assert found == pytest.approx(measured, rel=0.1)
 
 
 def test_more_gpus_and_checkpointing_spare_memory(scale):
@@ -80,8 +87,10 @@ def test_a_measured_rate_is_taken_and_links_can_be_what_counts(scale):
     from gpu import SHAPES, step_flops
 
     row = {"what": "Qwen3-4B, sft: one optimizer step", "ours": 20_000.0, "machine": "a GPU, x", "date": "2026-01-01"}
-    measured = scale.rate([row, row | {"what": "Qwen3-0.6B, sft: one optimizer step", "ours": 1.0}])
+    small = row | {"what": "Qwen3-0.6B, sft: one optimizer step", "ours": 30_000.0}
+    measured = scale.rate([row, small])
     assert measured.flops == 20_000 * step_flops(SHAPES["Qwen3-4B"], 1)
+    assert scale.rate([small]).flops == 30_000 * step_flops(SHAPES["Qwen3-0.6B"], 1)
     assert "measured on a GPU, 2026-01-01" in measured.source
     assert "assumed" in scale.rate([]).source
     fast = measured._replace(flops=1e30)

@@ -118,6 +118,11 @@ def _check_sharded(config: TrainConfig, *, second: bool) -> None:
             "sharded weights need an optimizer that works entry by entry, received train.optimizer = "
             f'"{config.optimizer}", which reads whole rows or matrices. Use adamw or sgd, or launch without FSDP.'
         )
+    if config.liger:
+        raise ConfigError(
+            "train.liger needs a student that lies on its GPU, received FSDP, under which it is read in the host's memory first. "
+            "Leave it out, or launch without FSDP."
+        )
     if not second:
         raise ConfigError("sharded weights need FSDP2, received its first version. Launch with --fsdp_version 2.")
     check_torch()

@@ -69,6 +69,7 @@ def test_what_cannot_be_sharded_is_refused_before_anything_is_loaded(base, rollo
     for changes, words in (
         ({"optimizer": "muon"}, "adamw or sgd"),
         ({"optimizer": "adafactor"}, "adamw or sgd"),
+        ({"liger": True}, "lies on its GPU"),
         ({}, "--fsdp_version 2"),
     ):
         with pytest.raises(ConfigError, match=words):
