@@ -176,14 +176,15 @@ class Results:
             print(f"{ours:>10} {theirs:>10} {ratio:>7} {goal:>7}  {row['unit']:<9} {row['what']}{peer}")
 
 
-def table_in_docs(name: str, text: str) -> None:
-    """Put ``text`` between the two comments that carry ``name`` in docs/benchmarks.md."""
+def table_in_docs(name: str, text: str, *, page: Path | None = None) -> None:
+    """Put ``text`` between the two comments that carry ``name`` in a page, by default docs/benchmarks.md."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
+    page = page or DOCS
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(end)
     if not found:
-        raise SystemExit(f"{DOCS} must hold the comments {begin} and {end}; they are not there. Put them in.")
-    DOCS.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        raise SystemExit(f"{page} must hold the comments {begin} and {end}; they are not there. Put them in.")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def number(value: float | None) -> str:

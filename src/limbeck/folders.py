@@ -98,18 +98,21 @@ def claim(out: Path | str, *, overwrite: bool = False) -> Path:
 def seal(folder: Path | str, *, kind: str = "", facts: Mapping[str, Any] | None = None) -> None:
     """Write the manifest: digests of every file, versions, revision, host and the given facts. Last act of a verb.
 
-    Ends the claim on the folder, and what it replaces goes.
+    Ends the claim on the folder, and what it replaces goes. Under ``files`` the facts may have digests that are known
+    already; these files are not read again.
     """
-    folder = Path(folder)
-    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MARKER))
+    folder, facts = Path(folder), dict(facts or {})
+    known = facts.pop("files", {})
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MARKER))
+    names = {p.relative_to(folder).as_posix(): p for p in files}
     manifest = {
         "kind": kind,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "revision": revision(),
         "host": host(),
-        "files": {p.relative_to(folder).as_posix(): file_digest(p) for p in names},
-        **(facts or {}),
+        "files": {name: known.get(name) or file_digest(p) for name, p in names.items()},
+        **facts,
     }
     write_json(folder / MANIFEST, manifest)
     _clean_siblings(folder)

@@ -1,4 +1,4 @@
-"""Two gloo processes, started as a user starts them, end where one does; sharded weights leave files that load anywhere."""
+"""Gloo processes, started as a user starts them, end where one does; sharded weights leave files that load anywhere."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from limbeck.batches.distributions import write_hidden
 from limbeck.config import LoraConfig, SparsifyConfig, SubspaceConfig, TrainConfig
-from limbeck.folders import read_manifest
+from limbeck.folders import file_digest, read_manifest
 from limbeck.geometry.trajectory.store import read_scalars
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.train.models import load_model
@@ -26,16 +28,40 @@ from limbeck.train.run import RunConfig, train
 from ..unit.train.toy import tiny_model, tiny_rollouts
 
 SCRIPT = """
-import json, sys
+import json, os, signal, sys
 from pathlib import Path
+import torch.distributed.checkpoint as dcp
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 from limbeck.config import parse
 from limbeck.train.run import RunConfig, train
+
+layers, forward, write = [], Qwen3MLP.forward, dcp.HuggingFaceStorageWriter.write_data
+
+def counted(self, hidden):
+    layers.append(1)
+    return forward(self, hidden)
+
+def torn(self, plan, planner):
+    done = write(self, plan, planner)
+    if self.path.parent.name.startswith(".step-000008"):
+        [file] = self.path.glob("shard-00001-*")
+        os.truncate(file, file.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+Qwen3MLP.forward = counted
 for name, values in json.loads(Path(sys.argv[1]).read_text()).items():
+    layers.clear()
+    if name == "killed" and os.environ["RANK"] == "0":
+        dcp.HuggingFaceStorageWriter.write_data = torn
     train(parse(RunConfig, values, where="run"), Path(sys.argv[2]) / name)
+    if os.environ["RANK"] == "0":
+        (Path(sys.argv[2]) / f"{name}.layers").write_text(str(len(layers)))
 """
 RAGGED = TrainConfig(  # 7 items a step in micro-batches of a few rows: the last process runs out of work first
     learning_rate=3e-3, batch_size=7, num_steps=20, checkpoint_every=6, token_budget=50, lora=LoraConfig(rank=4, alpha=8.0)
 )  # fmt: skip
+SHARDED = ("--use_fsdp", "--fsdp_version=2", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP")
 OBJECTIVES = {"token": "sft", "sequence": "rift:source", "pair": "dpo"}
 
 
@@ -47,7 +73,7 @@ def world(tmp_path_factory) -> dict[str, str]:
     return {"base": str(folder / "base"), "rollouts": str(folder / "rollouts")}
 
 
-def launch(arguments: list[str], *options: str, num: int = 2) -> None:
+def launch(arguments: list[str], *options: str, num: int = 2, killed: bool = False) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,14 +85,14 @@ def launch(arguments: list[str], *options: str, num: int = 2) -> None:
     done = subprocess.run(
         [*command, *options, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Signal 9" in done.stderr if killed else done.returncode == 0, done.stderr[-3000:]
 
 
-def launch_runs(configs: dict[str, RunConfig], out: Path, *options: str) -> None:
+def launch_runs(configs: dict[str, RunConfig], out: Path, *options: str, **settings: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "script.py").write_text(SCRIPT)
     (out / "configs.json").write_text(json.dumps({k: c.model_dump(mode="json") for k, c in configs.items()}))
-    launch([str(out / "script.py"), str(out / "configs.json"), str(out)], *options)
+    launch([str(out / "script.py"), str(out / "configs.json"), str(out)], *options, **settings)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -113,8 +139,34 @@ def test_the_command_line_trains_on_two_processes(world, tmp_path):
     assert read_manifest(tmp_path / "run", "run")["processes"] == 2
 
 
+def cut_short(run: Path, copy: Path, step: int) -> Path:
+    """A copy of a run's folder as it was when the checkpoint of this step was its newest."""
+    shutil.copytree(run, copy)
+    (copy / "manifest.json").unlink(missing_ok=True)
+    for checkpoint in (copy / "checkpoints").glob("step-*"):
+        if int(checkpoint.name[-6:]) > step:
+            shutil.rmtree(checkpoint)
+    return copy
+
+
 @pytest.fixture(scope="module")
-def sharded(world, tmp_path_factory) -> tuple[dict[str, RunConfig], Path]:
+def four(world, tmp_path_factory) -> tuple[dict[str, RunConfig], Path]:
+    """Runs by name and what four processes with sharded weights made of them; the last was killed in a checkpoint."""
+    short = RAGGED.model_copy(update={"num_steps": 10, "checkpoint_every": 4, "gradient_checkpointing": True})
+    trained = {
+        "lora": {"objective": "dpo", "kl_every": 4, "lora": LoraConfig(rank=3, alpha=6.0)},  # one process has no row
+        "full": {"method": "full"},
+        "plain": {"method": "full", "gradient_checkpointing": False},
+        "killed": {"method": "full", "optimizer": "sgd"},
+    }
+    configs = {name: RunConfig(**world, train=short.model_copy(update=values)) for name, values in trained.items()}
+    root = tmp_path_factory.mktemp("four")
+    launch_runs(configs, root, *SHARDED, num=4, killed=True)
+    return configs, root
+
+
+@pytest.fixture(scope="module")
+def sharded(world, four, tmp_path_factory) -> tuple[dict[str, RunConfig], Path]:
     """Runs by name and what two processes with sharded weights made of them, side by side with one process's."""
     root, teacher, rollout_set = (
         tmp_path_factory.mktemp("sharded"),
@@ -128,11 +180,65 @@ def sharded(world, tmp_path_factory) -> tuple[dict[str, RunConfig], Path]:
     }
     whole = RAGGED.model_copy(update={"objective": "reverse_kl", "num_steps": 6})
     configs["whole"] = RunConfig(**world, scores={"teacher_logits": str(root / "hidden")}, train=whole)
-    options = ["--use_fsdp", "--fsdp_version=2", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP"]
-    launch_runs(configs, root / "two", *options)
+    for name in ("lora", "full", "killed"):
+        configs[f"four-{name}"] = four[0][name]
+        cut_short(four[1] / name, root / "two" / f"four-{name}", 4)
+    launch_runs(configs, root / "two", *SHARDED)
     for name, config in configs.items():
         train(config, root / "one" / name)
     return configs, root
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_four_processes_with_sharded_weights_have_the_losses_of_one(four, sharded, name):
+    runs = four[1] / name, sharded[1] / "one" / f"four-{name}"
+    lines = [read_metrics(run / "metrics.jsonl") for run in runs]
+    for key in ("loss", "kl_measured"):
+        values = [[line[key] for line in side if key in line] for side in lines]
+        assert values[0] == pytest.approx(values[1], abs=1e-5)
+        assert len(values[0]) == (10 if key == "loss" else 3 if name == "lora" else 0)
+    assert gap(*runs) < 2e-5
+
+
+def test_layers_are_run_again_in_backward_and_change_nothing(four):
+    layers = {name: int((four[1] / f"{name}.layers").read_text()) for name in ("full", "plain")}
+    probed = 2 * 2  # the head is checked once, by two passes through two layers
+    assert layers["full"] - probed == 2 * (layers["plain"] - probed)
+    assert gap(four[1] / "full", four[1] / "plain") == 0
+
+
+def test_each_process_writes_its_part_of_a_checkpoint(four):
+    files = sorted((four[1] / "full" / "checkpoints" / "step-000008" / "shards").iterdir())
+    assert len(files) == 4
+    parts = [load_file(file) for file in files]
+    matrix = "model.model.layers.0.mlp.up_proj.weight"
+    for name in (matrix, f"state.{matrix}.exp_avg", f"state.{matrix}.exp_avg_sq"):
+        assert [part[name].shape for part in parts] == [(64 // 4, 32)] * 4
+    digests = read_manifest(files[0].parents[1])["files"]
+    assert {f"shards/{file.name}": file_digest(file) for file in files}.items() <= digests.items()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # asked for by peft
+@pytest.mark.parametrize("name", ["lora", "full", "killed"])
+def test_what_four_processes_saved_goes_on_on_two_and_on_one(four, sharded, tmp_path, name):
+    configs, root = sharded
+    if name == "killed":  # the main process, while the second checkpoint was written
+        left = sorted(path.name for path in (four[1] / name / "checkpoints").iterdir())
+        assert [entry for entry in left if not entry.startswith(".")] == ["step-000004"]
+        assert [entry for entry in left if entry.startswith(".step-000008")]
+    one = root / "one" / f"four-{name}"
+    assert gap(root / "two" / f"four-{name}", one) < 2e-5
+    assert not list((root / "two" / f"four-{name}" / "checkpoints").glob(".*.partial"))
+    resumed = cut_short(four[1] / name, tmp_path / name, 8)
+    if name == "full":
+        shard = next((resumed / "checkpoints" / "step-000008" / "shards").iterdir())
+        os.truncate(shard, shard.stat().st_size - 7)
+    with pytest.warns(RuntimeWarning, match="step-000008 is damaged") if name == "full" else nullcontext():
+        train(configs[f"four-{name}"], resumed)
+    assert gap(resumed, one) < 2e-5
+    if name == "lora":
+        model = PeftModel.from_pretrained(load_model(configs["lora"].base), str(resumed / "adapter"))
+        assert not any(p.isnan().any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

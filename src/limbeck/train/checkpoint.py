@@ -1,18 +1,23 @@
 """Resumable state, atomic: trained weights, optimizers and schedules as of one step. The newest whole one is found.
 
-Tensors are saved whole, whatever the processes hold of them, so that a run resumes on another number of processes.
+Where every process holds all of the weights, the main one writes them whole; sharded ones are written shard by shard
+(:mod:`limbeck.train.shards`). A run resumes from either on another number of processes, sharded or not.
 """
 
 from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -22,69 +27,114 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from limbeck.folders import file_digest, is_complete, publish, read_manifest
+from limbeck.train import shards
 from limbeck.train.engine import Engine
 from limbeck.train.models import trained_tensors
+from limbeck.train.processes import gathered
+
+T = TypeVar("T")
 
 KEEP = 2  # older checkpoints of a run are removed
-CARRIED = "carried.safetensors"
+WEIGHTS, STATE, CARRIED = "weights.safetensors", "state.pt", "carried.safetensors"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 def trained_weights(engine: Engine) -> dict[str, Tensor]:
     """The trained tensors, whole, on the CPU, by the model's own names, tied ones once; on the main process only."""
-    student = engine.accelerator.unwrap_model(engine.student)
+    student = _student(engine)
     found, once = get_model_state_dict(student, options=WHOLE), trained_tensors(student)
     return {n.removeprefix("model."): t for n, t in sorted(found.items()) if n in once and isinstance(t, Tensor)}
 
 
 def save(folder: Path, step: int, engine: Engine) -> None:
     """Write ``step-NNNNNN`` beside its place and rename it in; every process must call it."""
-    weights = trained_weights(engine)
-    state = {"optimizer": _optimizer_state(engine), "schedules": [w.schedule.state_dict() for w in engine.walkers]}
-    if engine.accelerator.is_main_process:
-        with publish(folder / f"step-{step:06d}", kind="checkpoint", facts={"step": step}, overwrite=True) as out:
-            save_file({name: t.contiguous() for name, t in weights.items()}, out / "weights.safetensors")
-            torch.save(state, out / "state.pt")
-            if engine.carried:
-                save_file({name: t.contiguous() for name, t in engine.carried.items()}, out / CARRIED)
+    processes, place, facts = engine.accelerator, folder / f"step-{step:06d}", {"step": step}
+    main = processes.is_main_process
+    with publish(place, kind="checkpoint", facts=facts, overwrite=True) if main else nullcontext() as opened:
+        out = Path(_from_main(processes, str(opened)))
+        facts |= (_write_sharded if engine.sharded else _write_whole)(out, engine)
+        if main and engine.carried:
+            save_file({name: t.contiguous() for name, t in engine.carried.items()}, out / CARRIED)
+    if main:
         for old in sorted(folder.glob("step-*"))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
-    engine.accelerator.wait_for_everyone()
+    processes.wait_for_everyone()
+
+
+def _write_whole(out: Path, engine: Engine) -> dict[str, Any]:
+    weights = trained_weights(engine)
+    optimizer = get_optimizer_state_dict(_student(engine), _optimizers(engine), options=WHOLE)
+    if engine.accelerator.is_main_process:
+        save_file({name: t.contiguous() for name, t in weights.items()}, out / WEIGHTS)
+        torch.save(_state(engine, optimizer), out / STATE)
+    return {}
+
+
+def _write_sharded(out: Path, engine: Engine) -> dict[str, Any]:
+    """What the manifest gets: digests of the shards, which every process reads a share of."""
+    numbers = shards.write(out / shards.FOLDER, _student(engine), _optimizers(engine))
+    if engine.accelerator.is_main_process:
+        torch.save(_state(engine, numbers), out / STATE)
+    names = [f"{shards.FOLDER}/{file.name}" for file in sorted((out / shards.FOLDER).iterdir())]
+    names = _from_main(engine.accelerator, names)
+    return {"files": dict(zip(names, _digests(out, names, engine.accelerator), strict=True))}
+
+
+def _state(engine: Engine, optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    return {"optimizer": optimizer, "schedules": [w.schedule.state_dict() for w in engine.walkers]}
 
 
 def resume(folder: Path, engine: Engine) -> int:
-    """Load the newest checkpoint whose files are whole; the step it was taken after, or 0."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        if not _whole(path):
+    """Load the newest checkpoint whose files are whole; the step it was taken after, or 0. Every process must call it."""
+    processes = engine.accelerator
+    for name in _from_main(processes, [path.name for path in sorted(folder.glob("step-*"), reverse=True)]):
+        path = folder / name
+        if not _whole(path, processes):
             warnings.warn(f"checkpoint {path} is damaged and was skipped", RuntimeWarning, stacklevel=2)
             continue
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        student = engine.accelerator.unwrap_model(engine.student)
-        # optimizers first: a state that does not exist yet is made by a step of size zero
-        set_optimizer_state_dict(student, _optimizers(engine), state["optimizer"], options=WHOLE)
-        weights: dict[str, Any] = {f"model.{name}": t for name, t in load_file(path / "weights.safetensors").items()}
-        set_model_state_dict(
-            student, weights, options=StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
-        )
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+        if (path / shards.FOLDER).is_dir():
+            shards.read(path / shards.FOLDER, _student(engine), _optimizers(engine), state["optimizer"])
+        else:
+            _read_whole(path, engine, state["optimizer"])
         for walker, saved in zip(engine.walkers, state["schedules"], strict=True):
             walker.schedule.load_state_dict(saved)
-        if engine.accelerator.is_main_process and (path / CARRIED).is_file():
+        if processes.is_main_process and (path / CARRIED).is_file():
             engine.carried.update(load_file(path / CARRIED))
         return int(read_manifest(path, kind="checkpoint")["step"])
     return 0
+
+
+def _read_whole(path: Path, engine: Engine, optimizer: Any) -> None:
+    student = _student(engine)
+    # optimizers first: a state that does not exist yet is made by a step of size zero
+    set_optimizer_state_dict(student, _optimizers(engine), optimizer, options=WHOLE)
+    weights: dict[str, Any] = {f"model.{name}": t for name, t in load_file(path / WEIGHTS).items()}
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+    set_model_state_dict(student, weights, options=options)
+
+
+def _student(engine: Engine) -> nn.Module:
+    return engine.accelerator.unwrap_model(engine.student)
 
 
 def _optimizers(engine: Engine) -> list[torch.optim.Optimizer]:
     return [getattr(w.optimizer, "optimizer", w.optimizer) for w in engine.walkers]
 
 
-def _optimizer_state(engine: Engine) -> dict[str, Any]:
-    student = engine.accelerator.unwrap_model(engine.student)
-    return get_optimizer_state_dict(student, _optimizers(engine), options=WHOLE)
+def _whole(path: Path, processes: Accelerator) -> bool:
+    """Whether every file is what the manifest says; each process reads a share."""
+    complete = is_complete(path)
+    files: dict[str, str] = _from_main(processes, read_manifest(path)["files"] if complete else {})
+    return bool(files) and _digests(path, list(files), processes) == list(files.values())
 
 
-def _whole(path: Path) -> bool:
-    if not is_complete(path):
-        return False
-    files = read_manifest(path)["files"]
-    return all((path / name).is_file() and file_digest(path / name) == digest for name, digest in files.items())
+def _digests(folder: Path, names: Sequence[str], processes: Accelerator) -> list[str]:
+    """Of these files, in their order; empty for one that is not there."""
+    mine = [folder / name for name in names[processes.process_index :: processes.num_processes]]
+    return gathered(processes, [file_digest(file) if file.is_file() else "" for file in mine], len(names))
+
+
+def _from_main(processes: Accelerator, value: T) -> T:
+    """What the main process holds, on every process: a shared file system may show the others yesterday's names."""
+    return broadcast_object_list([value])[0] if processes.num_processes > 1 else value

@@ -24,7 +24,7 @@ from limbeck.batches.forward import Scored, Student, computed_cells, unwrapped
 from limbeck.batches.sparsify import token_weights
 from limbeck.batches.whole import FROZEN_LOGITS, Top, Whole
 from limbeck.config import TrainConfig
-from limbeck.errors import ConfigError, DivergedError, NotFiniteError
+from limbeck.errors import DivergedError, NotFiniteError
 from limbeck.heads import Head
 from limbeck.objectives import LOOP_KNOBS, evaluate, inputs, knobs
 from limbeck.objectives.contract import TEACHER_FLOOR
@@ -81,18 +81,10 @@ def make_engine(model: nn.Module, config: TrainConfig, frozen: Mapping[str, Head
         model: a causal language model; what requires a gradient is trained.
         config: method, optimizer, schedule, memory and precision.
         frozen: input name (``teacher_logits``) to the head of the frozen model that it comes from.
-
-    Raises:
-        ConfigError: Muon with sharded weights, whose matrices it would have to see whole.
     """
     accelerator = make_accelerator()
     student = _student(model, config)
     walkers = make_walkers(unwrapped(model), config)
-    if accelerator.distributed_type == DistributedType.FSDP and config.optimizer == "muon":
-        raise ConfigError(
-            'sharded weights need an optimizer that works entry by entry, received train.optimizer = "muon". Use adamw, '
-            "sgd or adafactor, or launch without FSDP."
-        )
     with torch.autocast(
         accelerator.device.type, torch.bfloat16, enabled=precision(config, accelerator.device) == "bf16"
     ):
@@ -116,7 +108,9 @@ def _student(model: nn.Module, config: TrainConfig) -> Student:
         for module in causal.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True  # the layer alone: its children keep their mode
+    # what sharding asks of a model: its layers, and to tie again what loading the parts has parted
     student._no_split_modules = getattr(unwrapped(model), "_no_split_modules", None)  # type: ignore[assignment]
+    student.tie_weights = unwrapped(model).tie_weights  # type: ignore[assignment]
     return student
 
 
@@ -275,7 +269,9 @@ def _forward(
     bf16 = precision(engine.config, engine.accelerator.device) == "bf16"
     logits = next((name for name in FROZEN_LOGITS if name in inputs(objective)), None)
     whole = Whole(objective, settings, engine.frozen[logits], logits) if logits else None
-    with torch.autocast(engine.accelerator.device.type, torch.bfloat16, enabled=bf16):
+    # without a cache: it would hold a bf16 copy of every sharded weight until the pass ends, and each is read once
+    casts = {"enabled": bf16, "cache_enabled": not engine.sharded}
+    with torch.autocast(engine.accelerator.device.type, torch.bfloat16, **casts):
         scored: Scored = engine.student(batch, whole)
     if scored.values is not None:
         return scored, Values(values=scored.values, metrics=scored.metrics)

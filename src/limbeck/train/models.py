@@ -6,6 +6,8 @@ Safetensors only, nothing downloaded, no code from the model's folder.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -22,8 +24,13 @@ from limbeck.folders import digest_of, file_digest
 from limbeck.worlds import resolve
 
 
-def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model in eval mode, on the GPU if there is one, from a folder or a world (``abacus:base``).
+def load_model(name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> PreTrainedModel:
+    """A causal language model in eval mode from a folder or a world (``abacus:base``).
+
+    Args:
+        name: of the folder, or of a world's model.
+        dtype: of its weights.
+        device: where it goes; by default the GPU if there is one.
 
     Raises:
         ModelError: no such folder, pickled weights, or weights that do not fit the config.
@@ -37,8 +44,19 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{path} must load as a transformers causal language model, received: {error}") from error
     model.name_or_path = model.config.name_or_path = origin(str(path))  # as peft's card beside an adapter has it
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()  # type: ignore[arg-type]
+
+
+@contextmanager
+def placed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """A model on this device for as long as it is asked, then back where it was."""
+    home = next(model.parameters()).device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

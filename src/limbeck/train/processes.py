@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object, parse_flag_from_env
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -20,8 +20,19 @@ T = TypeVar("T")
 
 
 def make_accelerator() -> Accelerator:
-    """What this process is among the others; on the GPU where there is one, alone where nobody launched more."""
-    return Accelerator(cpu=not torch.cuda.is_available())
+    """What this process is among the others; on the GPU where there is one, alone where nobody launched more.
+
+    Processes without a GPU that were launched with ``--use_fsdp`` shard their weights as those with one do, over gloo.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    asked = parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if (
+        asked and accelerator.distributed_type == DistributedType.MULTI_CPU
+    ):  # accelerate would replicate, and not say so
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        # both hold it: each is read, and the one is filled from the other
+        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+    return accelerator
 
 
 class Share(NamedTuple):

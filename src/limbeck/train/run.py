@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +45,13 @@ from limbeck.train.liger import fuse_layers
 from limbeck.train.live import stages_of
 from limbeck.train.live_run import live_job
 from limbeck.train.loop import run_steps
-from limbeck.train.models import add_adapter, initial_factors, load_model, model_digest, unfreeze
+from limbeck.train.models import add_adapter, initial_factors, load_model, model_digest, placed, unfreeze
 from limbeck.train.processes import make_accelerator
 from limbeck.train.record import read_metrics
 from limbeck.train.rewards import RewardFunction
 from limbeck.train.save import save_adapter, save_model, save_visible
-from limbeck.train.scores import check_scores, read_all, score_digests
+from limbeck.train.scores import check_scores, on_device, read_all, score_digests
+from limbeck.train.shards import check_torch
 from limbeck.train.subspace import Subspace, hidden_matrices
 from limbeck.train.trackers import check_tracker, followed
 from limbeck.train.trajectory import Recorder
@@ -106,6 +109,26 @@ def _check_subspace(config: TrainConfig) -> None:
         )
 
 
+def _check_sharded(config: TrainConfig, *, second: bool) -> None:
+    if config.subspace:
+        raise ConfigError(
+            "train.subspace projects whole matrices, received FSDP, which holds parts of them. Launch without it."
+        )
+    if config.optimizer not in ("adamw", "sgd"):
+        raise ConfigError(
+            "sharded weights need an optimizer that works entry by entry, received train.optimizer = "
+            f'"{config.optimizer}", which reads whole rows or matrices. Use adamw or sgd, or launch without FSDP.'
+        )
+    if config.liger:
+        raise ConfigError(
+            "train.liger needs a student that lies on its GPU, received FSDP, under which it is read in the host's memory first. "
+            "Leave it out, or launch without FSDP."
+        )
+    if not second:
+        raise ConfigError("sharded weights need FSDP2, received its first version. Launch with --fsdp_version 2.")
+    check_torch()
+
+
 def _check_sparsify(config: TrainConfig, objective: Objective) -> None:
     if config.sparsify is None:
         return
@@ -151,12 +174,13 @@ def train(
         refuse_existing(out, overwrite=overwrite)
     check_tracker(config.train.tracker)
     objectives = [check(stage) for stage in _stage_configs(config)]
-    if config.train.subspace and processes.distributed_type == DistributedType.FSDP:
-        raise ConfigError(
-            "train.subspace projects whole matrices, received FSDP, which holds parts of them. Launch without it."
-        )
+    sharded = processes.distributed_type == DistributedType.FSDP
+    if sharded:
+        _check_sharded(config.train, second=processes.is_fsdp2)
     rollout_set = None if config.live else _read_rollouts(config, objectives[0])
-    model = _load(config, config.base, _dtype(config.train, processes.device))
+    # sharded weights go to their devices part by part: whole ones may not fit there
+    home = torch.device("cpu") if sharded else processes.device
+    model = _load(config, config.base, _dtype(config.train, processes.device), home)
     if rollout_set is None:
 
         def tick(line: Mapping[str, Any]) -> None:
@@ -252,12 +276,17 @@ def _offline_job(
     """A run on one fixed rollout set."""
     first = rollout_set.rollouts[0]
     check_head(model, torch.tensor([*first.prompt_ids, *first.response_ids][:16]))
-    reference = _load(config, config.anchor, model.dtype) if _anchored(config) else model
-    columns, frozen, floored = read_all(config, objective, rollout_set, reference, processes)
-    context = getattr(model.config, "max_position_embeddings", None)
-    data, facts, selection = prepare(config.train, objective, rollout_set, columns, context=context)
+    reference = _load(config, config.anchor, model.dtype, model.device) if _anchored(config) else model
     watched = config.train.kl_budget is not None or config.train.kl_every
-    probe = make_probe(reference, _probed(data, config.train), config.train) if watched else None
+    asked = watched or ("reference_logprobs" in inputs(objective) and "reference_logprobs" not in config.scores)
+    context = getattr(model.config, "max_position_embeddings", None)
+    with placed(reference, processes.device) if asked else nullcontext():
+        columns, frozen, floored = read_all(config, objective, rollout_set, reference, processes)
+        data, facts, selection = prepare(config.train, objective, rollout_set, columns, context=context)
+        probe = make_probe(reference, _probed(data, config.train), config.train) if watched else None
+    if probe is not None:  # its head may have gone with the model
+        head = on_device(probe.whole.frozen, processes.device)
+        probe = probe._replace(whole=replace(probe.whole, frozen=head))
     anchor = {"anchor": model_digest(config.anchor)} if _anchored(config) else {}
     return Job(
         config=config.train,
@@ -290,8 +319,8 @@ def _probed(data: TrainingData, config: TrainConfig) -> TrainingData:
     return TrainingData(rollouts=picked, items=[(i,) for i in range(len(picked))], weights=[1.0] * len(picked))
 
 
-def _load(config: RunConfig, name: str, dtype: torch.dtype) -> PreTrainedModel:
-    model = load_model(name, dtype=dtype)
+def _load(config: RunConfig, name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    model = load_model(name, dtype=dtype, device=device)
     return fuse_layers(model) if config.train.liger else model
 
 

@@ -72,7 +72,8 @@ def save_visible(base: str, out: Path) -> Visible:
 
 def _pairs(base: str, out: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, base weight and tuned weight of every trained tensor, fp32, on the CPU."""
-    model = load_model(base).cpu()
+    cpu = torch.device("cpu")  # what was trained may still fill the GPU
+    model = load_model(base, device=cpu)
     if (out / "adapter").is_dir():
         for name, factors in read_adapter(out / "adapter").modules.items():
             module = model.get_submodule(name)
@@ -80,6 +81,6 @@ def _pairs(base: str, out: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
             update = factors.left @ factors.right
             yield f"{name}.weight", weight, weight + (update.T if isinstance(module, Conv1D) else update)
         return
-    tuned = dict(load_model(str(out / "model")).cpu().named_parameters())
+    tuned = dict(load_model(str(out / "model"), device=cpu).named_parameters())
     for name, weight in model.named_parameters():
         yield name, weight.detach(), tuned[name].detach()

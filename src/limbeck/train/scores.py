@@ -93,7 +93,7 @@ def read_all(
             _same_tokens(path, name, config.base)
             columns, model_of = read_frozen(path, rollout_set, name)
             found.columns.update(columns)
-            found.frozen[name] = _on(model_of, processes.device)
+            found.frozen[name] = on_device(model_of, processes.device)
         elif path:
             found.columns[name] = read_scores(path, rollout_set, kind="signal" if name == "signal" else "logprobs")
         elif name == "reference_logprobs":
@@ -117,7 +117,8 @@ def _same_tokens(path: Path, name: str, base: str) -> None:
         )
 
 
-def _on(frozen: Head | Top, device: torch.device) -> Head | Top:
+def on_device(frozen: Head | Top, device: torch.device) -> Head | Top:
+    """What a frozen model's distributions are made from, where it is read."""
     if isinstance(frozen, Top):
         return frozen
     bias = None if frozen.bias is None else frozen.bias.to(device)

@@ -6,9 +6,12 @@ import json
 import math
 import random
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from accelerate.utils import DistributedType
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from limbeck.batches.score import score_rollouts, write_scores
@@ -19,6 +22,7 @@ from limbeck.folders import is_complete, read_json, read_manifest
 from limbeck.objectives import find
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.train import loop
+from limbeck.train import run as run_module
 from limbeck.train.data import prepare
 from limbeck.train.models import add_adapter, load_model, model_digest
 from limbeck.train.record import read_metrics
@@ -57,6 +61,24 @@ def test_a_run_that_cannot_start_leaves_a_finished_one_alone(base, rollouts, set
         train(config_of("nowhere", rollouts, settings), out, overwrite=True)
     assert is_complete(out)
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_what_cannot_be_sharded_is_refused_before_anything_is_loaded(base, rollouts, settings, tmp_path, monkeypatch):
+    launched = SimpleNamespace(is_main_process=True, distributed_type=DistributedType.FSDP, is_fsdp2=False)
+    monkeypatch.setattr(run_module, "make_accelerator", lambda: launched)
+    for changes, words in (
+        ({"optimizer": "muon"}, "adamw or sgd"),
+        ({"optimizer": "adafactor"}, "adamw or sgd"),
+        ({"liger": True}, "lies on its GPU"),
+        ({}, "--fsdp_version 2"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train(config_of("nowhere", rollouts, settings, **changes), tmp_path / "run")
+    launched.is_fsdp2 = True
+    monkeypatch.delattr(dcp, "HuggingFaceStorageWriter")
+    with pytest.raises(ConfigError, match=r"need torch 2\.9 or newer, received torch"):
+        train(config_of("nowhere", rollouts, settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_typo_does_not_claim_the_folder(base, rollouts, settings, tmp_path):

@@ -230,7 +230,7 @@ def test_what_cannot_be_held_is_refused(base, rollouts, whole, settings, free, t
 
 
 def test_sharded_weights_are_refused(base, rollouts, whole, tmp_path, monkeypatch):
-    sharded = SimpleNamespace(is_main_process=True, distributed_type=DistributedType.FSDP)
+    sharded = SimpleNamespace(is_main_process=True, distributed_type=DistributedType.FSDP, is_fsdp2=True)
     monkeypatch.setattr(run_module, "make_accelerator", lambda: sharded)
     with pytest.raises(ConfigError, match="received FSDP"):
         run(base, rollouts, whole, tmp_path / "run", {"of": "random"})

@@ -27,7 +27,7 @@ _BYTES = {torch.bfloat16: 2, torch.float16: 2, torch.float32: 4}
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.safetensors$")
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias|position_ids)$")
 _INTEGERS = {"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"}
-RESUMED = ("state.pt", "weights.safetensors")  # what a run of limbeck goes on from
+RESUMED = (("state.pt", "weights.safetensors"), ("state.pt", "shards"))  # what a run of limbeck goes on from
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -260,7 +260,7 @@ def _pickles(root: Path) -> list[Path]:
 
 
 def _no_weights(root: Path) -> ModelError:
-    if all((root / name).exists() for name in RESUMED):
+    if any(all((root / name).exists() for name in form) for form in RESUMED):
         return ModelError(
             f"a checkpoint must be a model that can be loaded, received {root}, from which a run of limbeck goes on. "
             "Train with --set train.trajectory=20 and measure the run with --trajectory, or give whole runs."

@@ -187,8 +187,9 @@ def test_pickles_are_never_opened(tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
-def test_what_a_run_goes_on_from_is_refused_with_the_way_to_its_course(tmp_path):
-    for name in RESUMED:
+@pytest.mark.parametrize("form", RESUMED)
+def test_what_a_run_goes_on_from_is_refused_with_the_way_to_its_course(tmp_path, form):
+    for name in form:
         (tmp_path / name).touch()
     refused(tmp_path, "from which a run of limbeck goes on", "--set train.trajectory=20", "--trajectory")
 
