@@ -1,9 +1,10 @@
-"""Kinds of steps that take no time, for tests of what runs them: as ``kinds="tinysteps:KINDS"``."""
+"""Kinds of steps that need no model, for what is about running them: as ``kinds="tinysteps:KINDS"``."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,4 +32,10 @@ def die(params: dict[str, Any], inputs: dict[str, Path], out: Path, tell: Any) -
     write(params, inputs, out, tell)
 
 
-KINDS = {"write": write, "fail": fail, "die": die}
+def sleep(params: dict[str, Any], inputs: dict[str, Path], out: Path, tell: Any) -> None:
+    time.sleep(params["seconds"])
+    with publish(out, kind="slept"):
+        pass
+
+
+KINDS = {"write": write, "fail": fail, "die": die, "sleep": sleep}
