@@ -11,16 +11,18 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.folders import is_complete, read_json, read_manifest
-from limbeck.studies.cluster import Cluster
-from limbeck.studies.config import ResourcesConfig, StudyConfig, load_study
+from limbeck.studies.cluster import MODEL_KINDS, Cluster
+from limbeck.studies.config import ResourcesConfig, StepKind, StudyConfig, load_study
 from limbeck.studies.plan import make_plan
 from limbeck.studies.runner import run_plan
 from limbeck.studies.step import Plan
+from limbeck.studies.steps import KINDS
 from limbeck.studies.study import run_study
 from limbeck.worlds.abacus.generator import generate
 from raycluster import cluster
@@ -156,6 +158,11 @@ def test_where_no_cluster_is_the_study_says_how_to_start_one(study, tmp_path, mo
     with pytest.raises(ConfigError, match="--on must be local, auto"):
         run_study(load_study(str(study)), tmp_path / "out", on="slurm")
     assert not (tmp_path / "out").exists()
+
+
+def test_every_kind_of_step_can_have_resources_of_its_own():
+    assert set(get_args(StepKind)) == set(KINDS)
+    assert set(MODEL_KINDS) < set(KINDS)
 
 
 def test_resources_belong_to_no_step(study):

@@ -9,24 +9,21 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import pkgutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import limbeck
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.studies.config import ResourcesConfig
-from limbeck.studies.executors import Task, Tell, execute
+from limbeck.studies.executors import Task, Tell
+from limbeck.studies.worker import LOOK, Board, run_step
 
 AHEAD = 4  # tasks beyond what the cluster holds, so that no worker waits for the next
-LOOK = 0.5  # seconds between two looks at the progress
 COUNT = 10.0  # seconds for which a count of the nodes holds
 MODEL_KINDS = ("rollouts", "score", "train", "eval", "kl", "path", "cka", "signal")  # that a GPU makes faster
-ENVIRONMENT = (  # what a worker is to have as this process has it, before it imports any of the libraries
+ENVIRONMENT = (  # what a worker is to have as this process has it
     "HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "TOKENIZERS_PARALLELISM",
 )  # fmt: skip
 Needs = dict[str, float]  # Ray's resources by name; memory in bytes
@@ -198,39 +195,3 @@ def _root(error: BaseException) -> str:
     while error.__cause__:
         error = error.__cause__
     return str(error).partition("\n")[0].strip()
-
-
-class Board:
-    """An actor that keeps the newest progress of every task until it is asked."""
-
-    def __init__(self) -> None:
-        self._shares: dict[str, float] = {}
-
-    def put(self, name: str, share: float) -> None:
-        self._shares[name] = share
-
-    def take(self) -> dict[str, float]:
-        shares, self._shares = self._shares, {}
-        return shares
-
-
-def run_step(task: Task, board: Any, threads: int, environment: Mapping[str, str], version: str) -> float | None:
-    """What a worker does: one step, as :func:`~limbeck.studies.executors.execute`."""
-    if limbeck.__version__ != version:
-        raise LimbeckError(
-            f"all that run steps must have one version of limbeck, received {limbeck.__version__} on a worker and {version} "
-            "where the study was started. Install the same everywhere."
-        )
-    os.environ.update(environment)
-    pkgutil.resolve_name(task.kinds)  # imports what steps compute with
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-    told = 0.0
-
-    def tell(share: float) -> None:
-        nonlocal told
-        if time.monotonic() - told > LOOK:
-            told = time.monotonic()
-            board.put.remote(task.name, share)
-
-    return execute(task, tell)

@@ -208,7 +208,7 @@ class ResourcesConfig(Config):
     retries: int = Field(default=3, ge=0)
     """How often a step is started again whose worker was killed or lost."""
     kinds: dict[StepKind, StepResources] = Field(default_factory=dict)
-    """Steps of these kinds take something else: `kinds.train = { gpus = 1 }`."""
+    """Steps of these kinds take something else: `kinds.train = { gpus = 1 }`; `limbeck study plan` lists the kinds."""
 
     def of(self, kind: str) -> StepResources:
         """What a step of a kind takes."""
