@@ -15,7 +15,7 @@ from typing import get_args
 
 import pytest
 
-from limbeck.errors import ConfigError, LimbeckError
+from limbeck.errors import ConfigError, FolderError, LimbeckError
 from limbeck.folders import is_complete, read_json, read_manifest
 from limbeck.studies.cluster import MODEL_KINDS, Cluster
 from limbeck.studies.config import ResourcesConfig, StepKind, StudyConfig, load_study
@@ -78,10 +78,16 @@ def files_of(out: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def serial(study, tmp_path_factory) -> dict[str, dict[str, str]]:
-    out = tmp_path_factory.mktemp("serial") / "out"
-    run_study(load_study(str(study)), out)
-    return files_of(out)
+def finished(study, tmp_path_factory) -> Path:
+    """The study in this process, its steps in a folder that others can share."""
+    root = tmp_path_factory.mktemp("serial")
+    run_study(load_study(str(study)), root / "out", shared=root / "steps")
+    return root / "out"
+
+
+@pytest.fixture(scope="module")
+def serial(finished) -> dict[str, dict[str, str]]:
+    return files_of(finished)
 
 
 def test_ray_and_processes_give_the_files_of_one_process(study, serial, two_workers, tmp_path):
@@ -130,6 +136,23 @@ def on_ray(root: Path, *steps: tuple[str, dict, dict], **resources) -> dict[str,
         plan.add(params["text"], kind, params, inputs, 1.0)
     place = partial(Cluster, "auto", ResourcesConfig(**resources), [kind for kind, *_ in steps])
     return run_plan(list(plan.steps.values()), root, on=place, show=lambda *told: None, kinds="tinysteps:KINDS")
+
+
+def test_two_studies_make_what_they_share_once(study, finished, tmp_path):
+    shared = finished.parent / "steps"
+    assert (finished / "steps").resolve() == shared
+    before = {path: path.stat().st_mtime_ns for path in shared.glob("*/manifest.json")}
+    out = tmp_path / "other"
+    run_study(load_study(str(study), ("eval.alpha=0.01",)), out, shared=shared)
+    after = {path: path.stat().st_mtime_ns for path in shared.glob("*/manifest.json")}
+    assert before.items() <= after.items()
+    [new] = after.keys() - before.keys()  # the comparison alone depends on alpha
+    assert new.parent.name.startswith("compare-")
+    assert all(step["seconds"] > 0 for step in read_json(out / "results" / "provenance.json")["steps"])
+    with pytest.raises(
+        FolderError, match=r"--steps must be where the study has its steps already, received .*elsewhere"
+    ):
+        run_study(load_study(str(study)), out, overwrite=True, shared=tmp_path / "elsewhere")
 
 
 def test_a_lost_worker_is_replaced_until_the_retries_are_used_up(two_workers, tmp_path):

@@ -66,16 +66,20 @@ class Cluster:
         import ray
 
         self._ray, self._resources, self._tell = ray, resources, tell
+        self._nodes: list[Needs] = []
         self._counted = -COUNT
-        self._count()
-        for kind in kinds:
-            self._check(kind)
-        # a process that has looked for GPUs and was shown none does not find those of a later task
-        limit = {"max_calls": 1} if self._has_gpus() else {"max_calls": 0}
-        self._run = ray.remote(**limit)(run_step)
-        self._board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
-        self._asked: Future | None = None
+        self._asked: Future[dict[str, float]] | None = None
         self._looked = 0.0
+        try:
+            self._count()
+            for kind in kinds:
+                self._check(kind)
+        except ConfigError:
+            self.__exit__()
+            raise
+        # a process that was shown no GPU does not find those of a later task: where there are any, each task gets its own
+        self._run = ray.remote(max_calls=int(self._has_gpus()))(run_step)
+        self._board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
 
     def __enter__(self) -> Cluster:
         return self
@@ -115,11 +119,15 @@ class Cluster:
 
     def explain(self, errors: Mapping[str, BaseException]) -> BaseException:
         first = next(iter(errors.values()))
-        if isinstance(first, self._ray.exceptions.RayTaskError):
-            return first.cause if isinstance(first.cause, LimbeckError) else first
-        lost = {name: error for name, error in errors.items() if isinstance(error, self._ray.exceptions.RayError)}
+        lost = {
+            name: error
+            for name, error in errors.items()
+            if isinstance(error, self._ray.exceptions.RayError)
+            and not isinstance(error, self._ray.exceptions.RayTaskError)
+        }
         if first not in lost.values():
-            return first
+            cause = getattr(first, "cause", None)  # Ray wraps what a step raises, with the worker's traceback
+            return cause if isinstance(cause, LimbeckError) else first
         reasons = ", ".join(sorted({type(error).__name__ for error in lost.values()}))
         return LimbeckError(
             f"every step must end by itself, received none from {', '.join(sorted(lost))} in {self._resources.retries + 1} "
@@ -138,7 +146,7 @@ class Cluster:
 
     def _count(self) -> None:
         if time.monotonic() - self._counted >= COUNT:
-            self._nodes: list[Needs] = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+            self._nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
             self._counted = time.monotonic()
 
     def _check(self, kind: str) -> None:

@@ -6,14 +6,27 @@ import os
 import pkgutil
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import limbeck
 from limbeck.errors import LimbeckError
 from limbeck.studies.executors import Task, execute
 
 LOOK = 0.5  # seconds between two words of one task, and between two looks at them
+
+
+class Here(NamedTuple):
+    """The process that started the study, as far as its workers are to be like it.
+
+    Attributes:
+        version: of limbeck.
+        folder: that relative paths are relative to.
+        environment: variables that libraries read as they are imported.
+    """
+
+    version: str
+    folder: str
+    environment: dict[str, str]
 
 
 class Board:
@@ -30,26 +43,27 @@ class Board:
         return shares
 
 
-def run_step(task: Task, board: Any, threads: int, environment: Mapping[str, str], version: str) -> float | None:
+def run_step(task: Task, board: Any, threads: int, here: Here) -> float | None:
     """One step, as :func:`~limbeck.studies.executors.execute`.
 
     Args:
         task: the step.
         board: the actor that is told its progress.
         threads: of torch; the last bits of a sum depend on it.
-        environment: variables that libraries read as they are imported.
-        version: of limbeck where the study was started.
+        here: where the study was started.
 
     Raises:
         LimbeckError: this worker has another version.
         Whatever the step raises.
     """
-    if limbeck.__version__ != version:
+    if limbeck.__version__ != here.version:
         raise LimbeckError(
-            f"all that run steps must have one version of limbeck, received {limbeck.__version__} on a worker and {version} "
+            f"all that run steps must have one version of limbeck, received {limbeck.__version__} on a worker and {here.version} "
             "where the study was started. Install the same everywhere."
         )
-    os.environ.update(environment)
+    os.environ.update(here.environment)
+    if os.path.isdir(here.folder):
+        os.chdir(here.folder)
     pkgutil.resolve_name(task.kinds)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
