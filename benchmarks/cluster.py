@@ -7,7 +7,8 @@
 
 `sleep`: a plan in the form of a study (one step that all read, runs, an evaluation of each, a comparison of all) whose steps
 sleep and write their folder, through the runner, on workers that have started. The ideal is the sleep alone, no worker ever
-waiting; all beyond it counts as overhead, the writing of folders too. `study`: `limbeck study run` from start to end, six arms
+waiting. Scheduling is the wall time beyond what the steps themselves took, spread over the workers; what a step takes beyond its
+sleep, to write its folder, is a row of its own. `study`: `limbeck study run` from start to end, six arms
 at two seeds of the embedded world; that all ways give the same files is checked.
 """
 
@@ -81,25 +82,33 @@ def ideal(steps: int, seconds: float, workers: int) -> float:
 
 
 def sleep(*, on: str, steps: int, seconds: float, workers: int) -> dict[str, float]:
-    """Seconds of the plan on workers that have started, and of starting them."""
+    """Seconds of the plan on workers that have started, of that beyond what its steps took, of a step beyond its sleep, and of
+    starting the workers."""
     from limbeck.studies.cluster import Cluster
     from limbeck.studies.config import ResourcesConfig
     from limbeck.studies.executors import InProcess, Processes
-    from limbeck.studies.runner import run_plan
+    from limbeck.studies.runner import read_seconds, run_plan
 
-    def run(executor: Any, steps: int, seconds: float) -> float:
-        begin = time.perf_counter()
+    def run(executor: Any, steps: int, seconds: float) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as root:
             plan, place = plan_of(steps, seconds), lambda tell: nullcontext(executor)
+            begin = time.perf_counter()
             run_plan(plan, Path(root), on=place, show=lambda *told: None, kinds="tinysteps:KINDS")
-            return time.perf_counter() - begin
+            wall = time.perf_counter() - begin
+            took = read_seconds(Path(root))
+            first, *rest, last = (took[step.folder] for step in plan)
+        return {
+            "wall": wall,
+            "placing": wall - first - last - sum(rest) / workers,
+            "own": sum(took.values()) / steps - seconds,
+        }
 
     begin, few = time.perf_counter(), 2 + 2 * workers
     places = {"ray": partial(Cluster, "auto", ResourcesConfig(), ["sleep"]), "processes": partial(Processes, workers)}
     with places.get(on, InProcess)(lambda name, share: None) as executor:  # the same workers for both plans
         run(executor, few, LONG)
         started = time.perf_counter() - begin - ideal(few, LONG, workers)
-        return {"wall": run(executor, steps, seconds), "start": started}
+        return {"start": started} | run(executor, steps, seconds)
 
 
 def measure_sleep(results: Results, steps: int, seconds: float, workers: int) -> None:
@@ -112,14 +121,15 @@ def measure_sleep(results: Results, steps: int, seconds: float, workers: int) ->
     theirs = run_job(Path(__file__), job | {"on": "processes"}, threads=1)
     best = ideal(steps, seconds, workers)
     what, peer = f"{steps} steps that sleep {seconds:g} s, {workers} Ray workers", f"{workers} local processes"
-    over, other = (found["wall"] - best for found in (ours, theirs))
+    share = [found["placing"] / best for found in (ours, theirs)]
+    each = [1e3 * found["placing"] * workers / steps for found in (ours, theirs)]
     results.add(
         (f"{what}: wall (ideal {best:g} s)", ours["wall"], theirs["wall"], peer, None, None, "s"),
-        (f"{what}: overhead, share of the ideal", over / best, other / best, peer, None, GOAL, "fraction"),
-        (f"{what}: overhead a step, of a worker", 1e3 * over * workers / steps, 1e3 * other * workers / steps, peer,
-         None, None, "ms"),
-        (f"{what}: starting them, not in it", ours["start"], theirs["start"], peer, None, None, "s"),
-    )  # fmt: skip
+        (f"{what}: scheduling, share of the ideal", *share, peer, None, GOAL, "fraction"),
+        (f"{what}: scheduling, a step", *each, peer, None, None, "ms"),
+        (f"{what}: the step itself beyond its sleep", 1e3 * ours["own"], 1e3 * theirs["own"], peer, None, None, "ms"),
+        (f"{what}: starting the workers, not in it", ours["start"], theirs["start"], peer, None, None, "s"),
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- study

@@ -44,19 +44,19 @@ def run_plan(steps: Sequence[Step], root: Path, *, on: Place, show: Show, kinds:
     done = {name for name, folder in folders.items() if is_complete(folder)}
     meter = _Meter(steps, done, show)
     plan = _Schedule(steps, folders, done, kinds)
-    with on(meter.tell) as executor:
+    with on(meter.tell) as executor, _Times(root) as times:
         while plan.goes_on():
             plan.submit(executor)
             ended = plan.pause()
             executor.poll()
             for future in ended:
-                _settle(plan, meter, root, future)
+                _settle(plan, meter, times, future)
     if plan.errors:
         raise executor.explain(plan.errors)
     return folders
 
 
-def _settle(plan: _Schedule, meter: _Meter, root: Path, future: Future[float | None]) -> None:
+def _settle(plan: _Schedule, meter: _Meter, times: _Times, future: Future[float | None]) -> None:
     """Take note of a step that has ended, well or not, or that another study has."""
     task = plan.running.pop(future)
     error = future.exception()
@@ -71,7 +71,7 @@ def _settle(plan: _Schedule, meter: _Meter, root: Path, future: Future[float | N
         return
     appear(task.out)
     if seconds is not None:
-        _note_seconds(root, task.out.name, seconds)
+        times.note(task.out.name, seconds)
     plan.done.add(task.name)
     meter.end(task.name)
 
@@ -163,10 +163,34 @@ def _awaited(name: str) -> str:
     return f"{name}, by another study"
 
 
-def _note_seconds(root: Path, folder: str, seconds: float) -> None:
-    """Kept apart from the steps' own folders, whose content must not depend on the clock."""
-    with sole(root / TIMES, wait=True):
-        write_json(root / TIMES, {**read_seconds(root), folder: round(seconds, 2)})
+class _Times:
+    """What steps took, kept apart from their own folders, whose content must not depend on the clock.
+
+    Written about once a second at most: of a thousand short steps the file is long.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._new: dict[str, float] = {}
+        self._written = 0.0
+
+    def __enter__(self) -> _Times:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write()
+
+    def note(self, folder: str, seconds: float) -> None:
+        """What the step of this folder took."""
+        self._new[folder] = round(seconds, 2)
+        if time.monotonic() - self._written > 1.0:
+            self._write()
+
+    def _write(self) -> None:
+        if self._new:
+            with sole(self._root / TIMES, wait=True):  # other studies may write there
+                write_json(self._root / TIMES, {**read_seconds(self._root), **self._new})
+            self._new, self._written = {}, time.monotonic()
 
 
 def read_seconds(root: Path) -> dict[str, float]:
