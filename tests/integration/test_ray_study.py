@@ -54,7 +54,7 @@ name = "small"
 question = "Does it matter where it runs?"
 student = "abacus:base"
 workers = 1
-resources = { cpus = 1, retries = 5 }
+resources = { cpus = 1, memory_gb = 0.5, retries = 5 }
 rollouts = { path = "rollouts.jsonl" }
 train = { num_steps = 14, batch_size = 4, checkpoint_every = 3, lora = { rank = 2 } }
 eval = { max_new_tokens = 24, problems = { world = "abacus", num = 8 } }
@@ -153,6 +153,7 @@ def test_two_studies_make_what_they_share_once(study, finished, tmp_path):
         FolderError, match=r"--steps must be where the study has its steps already, received .*elsewhere"
     ):
         run_study(load_study(str(study)), out, overwrite=True, shared=tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_lost_worker_is_replaced_until_the_retries_are_used_up(two_workers, tmp_path):

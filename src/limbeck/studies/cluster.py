@@ -102,11 +102,12 @@ class Cluster:
             "max_retries": self._resources.retries,
             "name": task.name,
         }
-        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        threads = max(1, int(needs["CPU"]))
-        return (
-            self._run.options(**options).remote(task, self._board, threads, environment, limbeck.__version__).future()
+        here = Here(
+            version=limbeck.__version__,
+            folder=os.getcwd(),
+            environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         )
+        return self._run.options(**options).remote(task, self._board, max(1, int(needs["CPU"])), here).future()
 
     def poll(self) -> None:
         if self._asked is None and time.monotonic() - self._looked > LOOK:

@@ -48,6 +48,7 @@ def run_study(
     out = out.resolve()
     begin, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     refuse_existing(out, overwrite=overwrite)
+    _refuse_other_steps(out, shared)
     steps = make_plan(config)
     if is_complete(out):
         (out / "manifest.json").unlink()  # finished steps stay: only what changed is run again
@@ -68,20 +69,22 @@ def _place(config: StudyConfig, steps: Sequence[Step], on: str) -> Place:
     return InProcess if workers == 1 else partial(Processes, workers)
 
 
+def _refuse_other_steps(out: Path, shared: Path | None) -> None:
+    here = out / "steps"
+    if shared is not None and here.exists() and here.resolve() != shared.resolve():
+        raise FolderError(
+            f"--steps must be where the study has its steps already, received {shared} and a study with steps in "
+            f"{here.resolve()}. Leave --steps out, or move them there and remove {here}."
+        )
+
+
 def _steps_folder(out: Path, shared: Path | None) -> Path:
     """Where the steps lie; ``out/steps`` leads there, for whatever looks for them."""
     here = out / "steps"
-    if shared is not None:
-        shared = shared.resolve()
+    if shared is not None and not here.exists():
         shared.mkdir(parents=True, exist_ok=True)
-        if not here.exists():
-            here.unlink(missing_ok=True)  # a link to what is gone
-            here.symlink_to(shared, target_is_directory=True)
-        if here.resolve() != shared:
-            raise FolderError(
-                f"--steps must be where the study has its steps already, received {shared} and a study with steps in "
-                f"{here.resolve()}. Leave --steps out, or move them there and remove {here}."
-            )
+        here.unlink(missing_ok=True)  # a link to what is gone
+        here.symlink_to(shared.resolve(), target_is_directory=True)
     return here.resolve()  # one path for all studies: an interrupted run knows its inputs by theirs
 
 
