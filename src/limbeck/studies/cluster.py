@@ -18,7 +18,7 @@ import limbeck
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.studies.config import ResourcesConfig
 from limbeck.studies.executors import Task, Tell
-from limbeck.studies.worker import LOOK, Board, run_step
+from limbeck.studies.worker import LOOK, Board, Here, run_step
 
 AHEAD = 4  # tasks beyond what the cluster holds, so that no worker waits for the next
 COUNT = 10.0  # seconds for which a count of the nodes holds
