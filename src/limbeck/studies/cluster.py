@@ -127,8 +127,11 @@ class Cluster:
             and not isinstance(error, self._ray.exceptions.RayTaskError)
         }
         if first not in lost.values():
-            cause = getattr(first, "cause", None)  # Ray wraps what a step raises, with the worker's traceback
-            return cause if isinstance(cause, LimbeckError) else first
+            cause = getattr(first, "cause", None)
+            if not isinstance(cause, BaseException):
+                return first
+            cause.__cause__ = first  # Ray wraps what a step raises, with the worker's traceback
+            return cause
         reasons = ", ".join(sorted({type(error).__name__ for error in lost.values()}))
         return LimbeckError(
             f"every step must end by itself, received none from {', '.join(sorted(lost))} in {self._resources.retries + 1} "
