@@ -41,9 +41,8 @@ question = "What does a cluster cost?"
 student = "abacus:base"
 teacher = "abacus:teacher"
 seeds = [0, 1]
-rollouts = {{ problems = {{ world = "abacus", split = "train", num = {problems} }} }}
 train = {{ num_steps = {steps}, batch_size = 8, learning_rate = 1e-3, lora = {{ rank = 4 }} }}
-eval = {{ problems = {{ world = "abacus", num = {problems} }} }}
+eval = {{ max_new_tokens = 96, problems = {{ world = "abacus", num = {problems} }} }}
 geometry = {{ cka_problems = 0, draws = 20 }}
 arms = [
   {{ name = "sft" }}, {{ name = "rft", train = {{ selection = "correct" }} }},
@@ -51,8 +50,13 @@ arms = [
   {{ name = "dpo", train = {{ objective = "dpo" }} }},
   {{ name = "grpo", train = {{ objective = "offline_grpo:advantage-nll" }} }},
 ]
+
+[rollouts]
+sampling_temperature = 1.4
+max_new_tokens = 96
+problems = {{ world = "abacus", split = "train", num = {problems} }}
 """
-SIZE, SIZE_SMOKE = {"steps": 30, "problems": 100}, {"steps": 1, "problems": 8}
+SIZE, SIZE_SMOKE = {"steps": 5, "problems": 20}, {"steps": 1, "problems": 8}
 
 
 # --------------------------------------------------------------------------------------------------------------- sleep
