@@ -170,3 +170,17 @@ def test_a_live_step_that_sampled_less_is_not_compared():
     full = {"sampled": [SMOKE["rollouts"] * SMOKE["tokens"]] * 2}
     with pytest.raises(SystemExit, match="every step must sample 128 tokens"):
         same_work(full, {"sampled": [128, 100]}, SMOKE)
+
+
+def test_the_plan_that_sleeps_is_one_step_then_rounds_then_one(monkeypatch):
+    import cluster
+
+    monkeypatch.setattr(cluster, "LONG", 0.01)
+    plan = cluster.plan_of(10, 0.01)
+    assert len({step.folder for step in plan}) == 10
+    assert set(plan[-1].inputs.values()) == {f"eval/{i}" for i in range(4)}
+    assert cluster.ideal(10, 0.01, 4) == pytest.approx(0.04)
+    found = cluster.sleep(on="here", steps=10, seconds=0.01, workers=1)
+    assert found["wall"] >= cluster.ideal(10, 0.01, 1)
+    row = {"what": "w", "ours": 0.03, "theirs": None, "goal": 0.02, "unit": "fraction"}
+    assert cluster.docs_table([row]).splitlines()[-1] == "| w | **0.03** |  | 0.02 | fraction |"

@@ -23,13 +23,25 @@ def study_run(
     out: Out,
     settings: Settings = None,
     overwrite: Overwrite = False,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on", help="Where steps run: local, or a Ray cluster: auto (that of this machine) or ray://HOST:PORT."
+        ),
+    ] = "local",
+    steps: Annotated[
+        Path | None,
+        typer.Option(
+            "--steps", help="A folder that several studies keep their steps in, each made once; by default OUT/steps."
+        ),
+    ] = None,
 ) -> None:
     """Everything for every arm and seed, then the report. A killed study continues where it was."""
     from limbeck.report import build
     from limbeck.studies.config import load_study
     from limbeck.studies.study import finish, run_study
 
-    results = run_study(load_study(study, tuple(settings or ())), out, overwrite=overwrite)
+    results = run_study(load_study(study, tuple(settings or ())), out, overwrite=overwrite, on=on, shared=steps)
     page = build(results, out)
     finish(out, {"report": page.name})
     typer.echo(page)

@@ -180,6 +180,45 @@ class KLConfig(Config):
     """Arms whose most accurate places are held against each other: accuracy, and by what factor their KL differs."""
 
 
+StepKind = Literal[
+    "rollouts", "score", "train", "tune", "eval", "compare", "measure", "weights", "trajectory", "path", "cka", "merge",
+    "signal", "kl",
+]  # fmt: skip
+
+
+class StepResources(Config):
+    """What steps of one kind take, where it is not what all take."""
+
+    cpus: float | None = Field(default=None, gt=0)
+    """As in [resources]."""
+    gpus: float | None = Field(default=None, ge=0)
+    """As in [resources]."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """As in [resources]."""
+
+
+class ResourcesConfig(Config):
+    """What a step takes of a Ray cluster (`study run --on`); no result depends on it but for the threads, and no digest."""
+
+    cpus: float = Field(default=1.0, gt=0)
+    """Cores of a step, and its threads. Sums differ in their last bits with another number of threads; 1 is what steps
+    side by side have elsewhere."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a step; below 1 several steps share one. By default 1 for what runs a model where the cluster has GPUs, else 0."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Memory that a step reserves, in GB; by default it is not counted."""
+    retries: int = Field(default=3, ge=0)
+    """How often a step is started again whose worker was killed or lost."""
+    kinds: dict[StepKind, StepResources] = Field(default_factory=dict)
+    """Steps of these kinds take something else: `kinds.train = { gpus = 1 }`; `limbeck study plan` lists the kinds."""
+
+    def of(self, kind: str) -> StepResources:
+        """What a step of a kind takes."""
+        own = next((values for name, values in self.kinds.items() if name == kind), StepResources())
+        shared = {"cpus": self.cpus, "gpus": self.gpus, "memory_gb": self.memory_gb}
+        return StepResources.model_validate(shared | own.model_dump(exclude_none=True))
+
+
 class StudyConfig(Config):
     """A comparison: arms x seeds over one rollout set."""
 
@@ -197,6 +236,8 @@ class StudyConfig(Config):
     """Initial adapter factors that all arms share."""
     workers: int = Field(default=0, ge=0)
     """Steps run at a time, one thread each; 0 takes the machine's cores for small students and 1 for others."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """What a step takes of a Ray cluster; nothing else reads it."""
     reference_arm: str = ""
     """The arm that others are compared with in sentences; the first by default."""
     rollouts: RolloutsConfig = RolloutsConfig()

@@ -24,6 +24,8 @@ SECTIONS = {  # as they are reached in a file
     "KLConfig": "[kl]",
     "GeometryConfig": "[geometry]",
     "PathsConfig": "[paths]",
+    "ResourcesConfig": "[resources]",
+    "StepResources": "[resources.kinds.KIND]",
 }
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "minItems": "of at least"}
 SHORT = 9  # names that are written out

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
-import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from limbeck.errors import LimbeckError
 from limbeck.folders import is_complete, read_json, write_json
+from limbeck.studies.executors import KINDS, Executor, Place, Task, appear
+from limbeck.studies.locks import sole
 from limbeck.studies.plan import Step
-from limbeck.studies.steps import KINDS
 
 Show = Callable[[str, float, float], None]  # title, done, total
 OVERALL = "study"
 TIMES = "seconds.json"
 SMALL = 100 << 20  # bytes of weights; smaller students run side by side on a CPU
-_reports: Any = None  # the queue by which a worker tells its progress
+TICK = 0.2  # seconds between two looks at the progress
+AGAIN = 1.0  # seconds between two looks at a step that another study is making
 
 
-def run_plan(steps: Sequence[Step], root: Path, *, workers: int, show: Show) -> dict[str, Path]:
+def run_plan(steps: Sequence[Step], root: Path, *, on: Place, show: Show, kinds: str = KINDS) -> dict[str, Path]:
     """Execute every step that has no finished folder yet.
 
     Args:
         steps: each after what it reads.
-        root: gets one folder per step.
-        workers: steps at a time; 1 runs in this process with all cores.
+        root: gets one folder per step; other studies may be at work in it.
+        on: where steps run.
         show: told the progress, in units of the steps' cost.
+        kinds: where the functions of the steps' kinds are found, ``module:table``.
 
     Returns:
         Step name to its folder.
@@ -44,108 +41,156 @@ def run_plan(steps: Sequence[Step], root: Path, *, workers: int, show: Show) -> 
         LimbeckError: a step's process was killed from outside.
     """
     folders = {step.name: root / step.folder for step in steps}
-    meter = _Meter(steps, folders, show)
-    waiting = [step for step in steps if not is_complete(folders[step.name])]
-    if workers == 1:
-        for step in waiting:
-            seconds = _execute(step, folders, lambda share, name=step.name: meter.update(name, share))
-            _note_seconds(root, step, seconds)
-            meter.update(step.name, 1.0)
-        return folders
-    _run_side_by_side(waiting, folders, root, workers, meter)
+    done = {name for name, folder in folders.items() if is_complete(folder)}
+    meter = _Meter(steps, done, show)
+    plan = _Schedule(steps, folders, done, kinds)
+    with on(meter.tell) as executor, _Times(root) as times:
+        while plan.goes_on():
+            plan.submit(executor)
+            ended = plan.pause()
+            executor.poll()
+            for future in ended:
+                _settle(plan, meter, times, future)
+    if plan.errors:
+        raise executor.explain(plan.errors)
     return folders
 
 
-def _run_side_by_side(
-    waiting: list[Step], folders: Mapping[str, Path], root: Path, workers: int, meter: _Meter
-) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["limbeck.studies.runner"])
-    reports = context.Queue()
-    started: dict[Future, Step] = {}
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(reports,)) as pool:
-            running: set[Future] = set()
-            error: BaseException | None = None
-            while waiting or running:
-                for step in [s for s in waiting if error is None and _ready(s, folders)][: workers - len(running)]:
-                    waiting.remove(step)
-                    future = pool.submit(_work, step, folders)
-                    running.add(future)
-                    started[future] = step
-                done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                meter.drain(reports)
-                for future in done:
-                    error = error or future.exception()
-                    if future.exception() is None:
-                        _note_seconds(root, started[future], future.result())
-                    meter.update(started[future].name, 1.0)
-                if error and not running:
-                    raise error
-    except BrokenProcessPool as error:  # the pool does not say whose process it was: all that ran are named
-        names = sorted(
-            step.name for future, step in started.items() if isinstance(future.exception(), BrokenProcessPool)
-        )
-        raise LimbeckError(
-            f"every step must end by itself, received none from {', '.join(names) or 'a new process'}: its process was "
-            "killed, probably for memory. Set workers = 1 or smaller batches, and run the same command to continue."
-        ) from error
+def _settle(plan: _Schedule, meter: _Meter, times: _Times, future: Future[float | None]) -> None:
+    """Take note of a step that has ended, well or not, or that another study has."""
+    task = plan.running.pop(future)
+    error = future.exception()
+    if error:
+        plan.errors[task.name] = error
+        meter.end(task.name)
+        return
+    seconds = future.result()
+    if seconds is None and not is_complete(task.out):
+        plan.put_off(task.name)
+        meter.wait_for(task.name)
+        return
+    appear(task.out)
+    if seconds is not None:
+        times.note(task.out.name, seconds)
+    plan.done.add(task.name)
+    meter.end(task.name)
+
+
+class _Schedule:
+    """Which steps wait, run and are done."""
+
+    def __init__(self, steps: Sequence[Step], folders: dict[str, Path], done: set[str], kinds: str) -> None:
+        self.done, self.errors = set(done), dict[str, BaseException]()
+        self.running: dict[Future[float | None], Task] = {}
+        self._waiting = {step.name: step for step in steps if step.name not in done}
+        self._folders, self._kinds = folders, kinds
+        self._steps = dict(self._waiting)
+        self._not_before: dict[str, float] = {}
+
+    def goes_on(self) -> bool:
+        """Whether anything runs, or is still to be run; after an error nothing new is."""
+        return bool(self.running or (self._waiting and not self.errors))
+
+    def submit(self, executor: Executor) -> None:
+        """Hand over the first steps whose inputs are there, as many as find room."""
+        full: set[str] = set()  # kinds: steps of one kind take the same room
+        for step in [] if self.errors else list(self._waiting.values()):
+            if step.kind in full or not self._ready(step):
+                continue
+            task = self._task(step)
+            if executor.room(self.running.values(), task):
+                del self._waiting[step.name]
+                self.running[executor.submit(task)] = task
+            else:
+                full.add(step.kind)
+
+    def pause(self) -> Iterable[Future[float | None]]:
+        """What has ended, after a tick at the longest."""
+        if not self.running:
+            time.sleep(TICK)
+            return ()
+        return wait(self.running, timeout=TICK, return_when=FIRST_COMPLETED).done
+
+    def put_off(self, name: str) -> None:
+        """A step that another study is making waits again, behind what can be done here meanwhile."""
+        self._waiting[name] = self._steps[name]
+        self._not_before[name] = time.monotonic() + AGAIN
+
+    def _ready(self, step: Step) -> bool:
+        return self.done.issuperset(step.inputs.values()) and time.monotonic() >= self._not_before.get(step.name, 0.0)
+
+    def _task(self, step: Step) -> Task:
+        inputs = {role: self._folders[name] for role, name in step.inputs.items()}
+        return Task(step.name, step.kind, self._kinds, step.params, inputs, self._folders[step.name])
 
 
 class _Meter:
     """How much of the study is done, in cost."""
 
-    def __init__(self, steps: Sequence[Step], folders: Mapping[str, Path], show: Show) -> None:
+    def __init__(self, steps: Sequence[Step], done: Collection[str], show: Show) -> None:
         self._cost = {step.name: step.cost for step in steps}
-        self._share = {step.name: float(is_complete(folders[step.name])) for step in steps}
+        self._share = {step.name: float(step.name in done) for step in steps}
         self._show = show
-        self._found = sum(self._cost[name] * share for name, share in self._share.items())
-        self.update(steps[0].name, self._share[steps[0].name])
+        self._found = sum(self._cost[name] for name in done)
+        self._awaited: set[str] = set()
+        self._update(steps[0].name, self._share[steps[0].name])
 
-    def update(self, name: str, share: float) -> None:
+    def tell(self, name: str, share: float) -> None:
+        """A step's own word; late ones of a step that has ended are dropped."""
+        if self._share[name] < 1.0:
+            self._update(name, share)
+
+    def end(self, name: str) -> None:
+        """A step has ended."""
+        if name in self._awaited:
+            self._show(_awaited(name), 1.0, 1.0)
+        self._update(name, 1.0)
+
+    def wait_for(self, name: str) -> None:
+        """A step is being made by another study."""
+        self._awaited.add(name)
+        self._show(_awaited(name), 0.0, 1.0)
+
+    def _update(self, name: str, share: float) -> None:
         self._share[name] = share
         done = sum(self._cost[n] * s for n, s in self._share.items())
         self._show(OVERALL, done - self._found, sum(self._cost.values()) - self._found)
-        if self._share[name] > 0:
+        if share > 0:
             self._show(name, share, 1.0)
 
-    def drain(self, reports: Any) -> None:
-        latest: dict[str, float] = {}
-        with contextlib.suppress(queue.Empty):
-            while True:
-                name, share = reports.get_nowait()
-                latest[name] = share
-        for name, share in latest.items():
-            if self._share[name] < 1.0:
-                self.update(name, share)
+
+def _awaited(name: str) -> str:
+    return f"{name}, by another study"
 
 
-def _ready(step: Step, folders: Mapping[str, Path]) -> bool:
-    return all(is_complete(folders[name]) for name in step.inputs.values())
+class _Times:
+    """What steps took, kept apart from their own folders, whose content must not depend on the clock.
 
+    Written about once a second at most: of a thousand short steps the file is long.
+    """
 
-def _start(reports: Any) -> None:
-    global _reports
-    _reports = reports
-    torch.set_num_threads(1)
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._new: dict[str, float] = {}
+        self._written = 0.0
 
+    def __enter__(self) -> _Times:
+        return self
 
-def _work(step: Step, folders: Mapping[str, Path]) -> float:
-    return _execute(step, folders, lambda share: _reports.put((step.name, share)))
+    def __exit__(self, *error: object) -> None:
+        self._write()
 
+    def note(self, folder: str, seconds: float) -> None:
+        """What the step of this folder took."""
+        self._new[folder] = round(seconds, 2)
+        if time.monotonic() - self._written > 1.0:
+            self._write()
 
-def _execute(step: Step, folders: Mapping[str, Path], tell: Callable[[float], None]) -> float:
-    """Run one step; the seconds it took."""
-    begin = time.monotonic()
-    inputs = {role: folders[name] for role, name in step.inputs.items()}
-    KINDS[step.kind](step.params, inputs, folders[step.name], tell)
-    return time.monotonic() - begin
-
-
-def _note_seconds(root: Path, step: Step, seconds: float) -> None:
-    """Kept apart from the steps' own folders, whose content must not depend on the clock."""
-    known = read_seconds(root)
-    write_json(root / TIMES, {**known, step.folder: round(seconds, 2)})
+    def _write(self) -> None:
+        if self._new:
+            with sole(self._root / TIMES, wait=True):  # other studies may write there
+                write_json(self._root / TIMES, {**read_seconds(self._root), **self._new})
+            self._new, self._written = {}, time.monotonic()
 
 
 def read_seconds(root: Path) -> dict[str, float]:
