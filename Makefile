@@ -3,17 +3,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.limbeck-installed
 DEMO ?= demo
 
-.PHONY: setup demo test browser lint format docs site clean
+.PHONY: setup demo test browser lint format docs site lock audit sbom clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+# Every package by version and hash; PyTorch, whose builds differ by device, by version.
+$(STAMP): pyproject.toml constraints.txt requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "limbeck and its packages, PyTorch among them, are installed into $(VENV): some minutes, without a word from pip"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(PIP) --require-hashes --no-deps --requirement requirements.lock
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup
@@ -43,11 +47,29 @@ docs: setup
 	$(BIN)/limbeck study schema --markdown > docs/study-keys.md
 
 site: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(PIP) --constraint constraints.txt --editable ".[docs]"
 	mkdir -p docs/generated
 	$(BIN)/limbeck metrics --markdown > docs/generated/metrics.md
 	$(BIN)/python -m typer limbeck.cli utils docs --name limbeck --title "The command line" --output docs/generated/cli.md
 	$(BIN)/mkdocs build --strict
+
+# PyTorch and what its builds for GPUs bring with them are not in the lock.
+OF_TORCH := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime \
+	cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+
+lock: setup
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --extra build --constraint constraints.txt --generate-hashes --universal \
+		--python-version 3.11 $(addprefix --no-emit-package ,$(OF_TORCH)) --no-header --no-annotate --output-file requirements.lock
+
+audit: setup
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip
+
+sbom: setup
+	$(PIP) cyclonedx-bom
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file dist/limbeck.cdx.json
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
