@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ class LoraConfig(Config):
     """Last names of the linear modules that get an adapter."""
 
 
+LARGEST = 4 << 20  # bytes of a configuration
+MANY_DOTS = re.compile(r"(?:[\w-]+[ \t]*\.[ \t]*){32}")
 FRAMES_OF_NONE = ("random", "base")  # what a subspace may be of without another run
 
 
@@ -295,8 +298,12 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ConfigError(f"a config must be an existing TOML or JSON file, received {path}. Check the path.")
+    if path.stat().st_size > LARGEST:
+        raise ConfigError(f"{path} must have at most {LARGEST >> 20} MiB, received more. Is this a study's file?")
     try:
         text = path.read_text(encoding="utf-8")
+        if MANY_DOTS.search(text):
+            raise ValueError("a dotted key of more than 32 parts")  # for which tomllib takes the square of their number
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not UTF-8, not the language, or nested by the thousand
         raise ConfigError(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from limbeck import folders
 from limbeck.errors import DataError, ProvenanceError
+from limbeck.parquet import DAMAGES, read_parquet
 from limbeck.types import Finish, Rollout, RolloutSet
 
 KIND = "rollouts"
@@ -64,6 +65,7 @@ def read_rollouts(path: Path | str) -> RolloutSet:
         ProvenanceError: the content does not match the digest in the manifest.
     """
     manifest = folders.read_manifest(path, KIND)
+    folders.stated(manifest, path, digest=str, provenance=dict, num_rollouts=int)
     rollouts = tuple(r for shard in sorted(Path(path).glob("rollouts-*.parquet")) for r in _read_shard(shard))
     rollout_set = RolloutSet(rollouts=rollouts, provenance=manifest["provenance"])
     if rollout_set.digest != manifest["digest"]:
@@ -77,12 +79,15 @@ def read_rollouts(path: Path | str) -> RolloutSet:
 
 def _read_shard(path: Path) -> Iterator[Rollout]:
     try:
-        table = pq.read_table(path, schema=SCHEMA)
-    except (pa.ArrowException, OSError) as error:
+        rows = read_parquet(path, SCHEMA).to_pylist()
+        finishes = [Finish(row["finish"]) for row in rows]
+    except DataError:
+        raise
+    except DAMAGES as error:
         raise DataError(
             f"{path} must be a Parquet shard of rollouts, received {error}. Copy the folder again."
         ) from error
-    for row in table.to_pylist():
+    for row, finish in zip(rows, finishes, strict=True):
         yield Rollout(
             problem_id=row["problem_id"],
             sample=row["sample"],
@@ -90,7 +95,7 @@ def _read_shard(path: Path) -> Iterator[Rollout]:
             response_ids=tuple(row["response_ids"]),
             behavior_logprobs=tuple(row["behavior_logprobs"]),
             reward=row["reward"],
-            finish=Finish(row["finish"]),
+            finish=finish,
             response=row["response"],
         )
 

@@ -7,7 +7,6 @@ file, eager ones (for network file systems, where mapping crawls) one sequential
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from limbeck.bounds import parse_json
 from limbeck.errors import ModelError
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
@@ -203,7 +203,7 @@ def _header(file: Path) -> dict[str, Stored]:
             pass
         with file.open("rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
-            content = json.loads(handle.read(size))
+            content = parse_json(handle.read(size))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _damaged(file, error) from error
     return {
@@ -247,8 +247,8 @@ def _untied(
 
 def _json(path: Path) -> dict[str, object]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} must be readable JSON, received {error}. Copy it again.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} must hold a JSON object, received {type(content).__name__}. Copy it again.")
