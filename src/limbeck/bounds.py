@@ -16,7 +16,14 @@ from limbeck.errors import DataError, LimbeckError
 
 FLOOR = 64 << 20  # bytes that any file may become
 RATIO = 1000  # and how many times its own size
-FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)  # of code that met other types
+FAULTS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)  # of code that met other types
 
 
 def allowed(path: Path) -> int:

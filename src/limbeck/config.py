@@ -305,6 +305,7 @@ def load(path: Path) -> dict[str, Any]:
         if MANY_DOTS.search(text):
             raise ValueError("a dotted key of more than 32 parts")  # for which tomllib takes the square of their number
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        _check_numbers(values)
     except (ValueError, RecursionError) as error:  # not UTF-8, not the language, or nested by the thousand
         raise ConfigError(
             f"{path} must be {path.suffix.lstrip('.').upper() or 'TOML'}: {error}. Fix that line."
@@ -312,6 +313,14 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a table of keys, received {values!s:.40}. Put it in braces, under keys.")
     return values
+
+
+def _check_numbers(value: Any) -> None:
+    """Refuse integers that no machine counts with, as TOML does on paper."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(item)
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError("a number beyond 64 bits")
 
 
 def override(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -90,12 +90,13 @@ def outside(name: str) -> Make:
 
     def make(folder: Path) -> Path:
         sink = io.BytesIO()
-        batch = pa.record_batch({"prompt": pa.array(["1 + 1?"]), "answer": pa.array(["2"])})
+        batch = pa.record_batch({"prompt": pa.array(["1" * 12_345]), "answer": pa.array(["2"])})
         with pa.ipc.new_stream(sink, batch.schema) as stream:
             stream.write_batch(batch)
-        data, good = sink.getvalue(), struct.pack("<ii", 0, 6)
-        assert data.count(good) == 1
-        (folder / name).write_bytes(data.replace(good, struct.pack("<ii", 1 << 29, (1 << 29) + 6)))
+        data, good = sink.getvalue(), struct.pack("<ii", 0, 12_345)
+        begin = data.rindex(good)  # the offsets; the header before them has the length too
+        wild = struct.pack("<ii", 1 << 29, (1 << 29) + 12_345)
+        (folder / name).write_bytes(data[:begin] + wild + data[begin + len(wild) :])
         return folder / name
 
     return make
@@ -117,7 +118,9 @@ FACTORS = {A: entry([2, 4], 0, 32), B: entry([4, 2], 32, 64)}
 NUMBERS = np.linspace(0.1, 1, 16, dtype=np.float32).tobytes()
 
 
-def adapter(header: Any = FACTORS, data: bytes = NUMBERS, *, size: int | None = None, text: str = "", **config: Any) -> Make:
+def adapter(
+    header: Any = FACTORS, data: bytes = NUMBERS, *, size: int | None = None, text: str = "", **config: Any
+) -> Make:
     """An adapter's folder: a whole one but for what is said."""
     return files(
         adapter_config__json=text or json.dumps(LORA | config),
@@ -133,7 +136,9 @@ def named(module: str, **config: Any) -> Make:
 WEIGHT = {"model.norm.weight": entry([4], 0, 16)}
 
 
-def checkpoint(header: Any = WEIGHT, data: bytes = NUMBERS[:16], *, size: int | None = None, config: str = "{}") -> Make:
+def checkpoint(
+    header: Any = WEIGHT, data: bytes = NUMBERS[:16], *, size: int | None = None, config: str = "{}"
+) -> Make:
     """A model's folder with whole weights, which are never put into a model."""
     return files(config__json=config, model__safetensors=tensors(header, data, size=size))
 
@@ -199,7 +204,9 @@ def tokenizer(change: Callable[[dict[str, Any]], None]) -> Make:
 MANIFEST = {"kind": "", "files": {}, "versions": {}}
 
 
-def sealed(kind: str, name: str, columns: Mapping[str, Any] | bytes | None = None, text: str = "", **facts: Any) -> Make:
+def sealed(
+    kind: str, name: str, columns: Mapping[str, Any] | bytes | None = None, text: str = "", **facts: Any
+) -> Make:
     """A folder that claims to be one of ours."""
 
     def make(folder: Path) -> Path:

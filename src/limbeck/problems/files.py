@@ -114,7 +114,10 @@ def _in_folder(folder: Path, split: str) -> Source:
     if (folder / "dataset_dict.json").is_file():
         listed = read_json(folder / "dataset_dict.json")
         splits = listed.get("splits") if isinstance(listed, dict) else None
-        splits = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
+        if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
+            raise DataError(
+                f"{folder / 'dataset_dict.json'} must list splits by name, received others. Download it again."
+            )
         if split not in splits:
             raise _which(folder, split, splits)
         return _in_folder(folder / split, "")._replace(name=f"{folder.name}-{split}")

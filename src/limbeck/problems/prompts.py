@@ -74,7 +74,9 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | 
     listed = generation.eos_token_id if generation is not None else None
     stops += listed if isinstance(listed, list) else [listed] if listed is not None else []
     if not all(isinstance(stop, int) for stop in stops):
-        raise ModelError(f"generation_config.json: eos_token_id must be an id or a list of them, received {listed!r:.80}.")
+        raise ModelError(
+            f"generation_config.json: eos_token_id must be an id or a list of them, received {listed!r:.80}."
+        )
     return tuple(dict.fromkeys(stops))
 
 

@@ -38,8 +38,8 @@ def rendered(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]]
         return tokenizer.apply_chat_template(list(turns), return_dict=False, **how)
     except Exception as error:  # a program of somebody else's may raise anything
         raise ModelError(
-            f"a chat template must render {len(turns)} turns of {', '.join(sorted({t['role'] for t in turns}))}, received "
-            f"{type(error).__name__}: {error!s:.200}. Take the model's own template, or mend chat_template.jinja."
+            f"a chat template must render turns of {', '.join(sorted({t['role'] for t in turns}))}, received "
+            f"{type(error).__name__}: {str(error)[:200].rstrip('.')}. Take the model's own template, or mend chat_template.jinja."
         ) from error
 
 
@@ -60,12 +60,13 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
             )
 
 
-
 def _tried(template: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """0 where the limits hold, whether or not the template raises; a try is made once a template."""
     if template not in _known:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the child uses none of theirs
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # of a fork beside threads: the child uses none of theirs
             pid = os.fork()
         if pid == 0:
             code = TOO_LONG

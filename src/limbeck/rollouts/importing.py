@@ -111,7 +111,11 @@ def read_records(path: Path) -> tuple[list[Record], str]:
 
 def _check_text(record: Record) -> None:
     """Refuse text that no tokenizer takes and no file keeps, before anything is graded."""
-    turns = [record.prompt] if isinstance(record.prompt, str) else [text for turn in record.prompt for text in turn.values()]
+    turns = (
+        [record.prompt]
+        if isinstance(record.prompt, str)
+        else [text for turn in record.prompt for text in turn.values()]
+    )
     for text in (record.problem_id, *turns, record.response):
         try:
             text.encode()

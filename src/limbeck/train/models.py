@@ -27,7 +27,6 @@ from limbeck.folders import digest_of, file_digest
 from limbeck.problems.templates import check_template
 from limbeck.worlds import resolve
 
-
 LAYERS, EXPERTS = re.compile(r"layers?$"), re.compile(r"experts$")  # keys of a config that say how many there are
 PLAUSIBLE = 1000  # layers times experts, below which nothing is counted
 
@@ -104,7 +103,9 @@ def _check_counts(path: Path) -> None:
         config = parse_json((path / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"{path / 'config.json'} must be readable JSON, received {error}. Copy it again.") from error
-    sections = [part for part in (config, *config.values()) if isinstance(part, dict)] if isinstance(config, dict) else []
+    sections = (
+        [part for part in (config, *config.values()) if isinstance(part, dict)] if isinstance(config, dict) else []
+    )
     named = [(key, value) for part in sections for key, value in part.items() if isinstance(value, int)]
     layers, experts = (
         max([1, *(value for key, value in named if pattern.search(key))]) for pattern in (LAYERS, EXPERTS)

@@ -47,7 +47,8 @@ def write_file(table: ScoreTable, path: Path) -> Path:
             writer = csv.DictWriter(file, [*SCHEMA.names, *STATED])
             writer.writeheader()
             writer.writerows(
-                {name: inert(value) for name, value in {**row, "correct": int(bool(row["correct"]))}.items()} for row in rows
+                {name: inert(value) for name, value in {**row, "correct": int(bool(row["correct"]))}.items()}
+                for row in rows
             )
         else:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -105,7 +106,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            ours = set(STATED) <= set(reader.fieldnames or ())
+            names = list(reader.fieldnames or ())
+            if len(set(names)) < len(names):
+                raise DataError(f"{path} must name each column once, received {', '.join(names):.200}. Rename one.")
+            ours = set(STATED) <= set(names)
             for row in reader:
                 cells = {str(k): v for k, v in row.items() if v not in (None, "")}
                 yield f"{path} line {reader.line_num}", {k: _as_it_was(v) for k, v in cells.items()} if ours else cells
