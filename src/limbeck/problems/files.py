@@ -215,7 +215,7 @@ def _arrow_rows(path: Path) -> Iterator[Row]:
             memory.seek(0)
             try:
                 batches = reader(memory)
-            except pa.ArrowException:
+            except DAMAGES:
                 continue
             if isinstance(batches, pa.ipc.RecordBatchFileReader):
                 batches = (batches.get_batch(index) for index in range(batches.num_record_batches))
