@@ -7,7 +7,10 @@ counted before and while they are read: what they hold may be a fixed multiple o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import resource
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,36 @@ def content_of(path: Path) -> Iterator[None]:
             f"{path} must hold what limbeck writes there, received other content ({type(error).__name__}: {error!s:.200}). "
             "Copy the folder again, or make it anew with this version."
         ) from error
+
+
+def in_child(work: Callable[[], Any]) -> tuple[int, Any]:
+    """Do what may end or fill a process in a child of this one, which says nothing on the terminal. POSIX only.
+
+    Args:
+        work: takes no lock that another thread may hold; what it returns must be JSON.
+
+    Returns:
+        The exit code, negative where a signal ended the child, and what the work returned, None unless the code is 0.
+    """
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the child uses none of theirs
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            with os.fdopen(write, "wb") as pipe:
+                pipe.write(json.dumps(work()).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code, json.loads(said) if code == 0 else None
 
 
 def parse_json(text: bytes | str) -> Any:

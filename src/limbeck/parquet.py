@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from limbeck.bounds import Budget
+from limbeck.bounds import Budget, in_child
 
 VALUE_BYTES = 16  # of a value where the file says how many there are and not how large
 BATCH_ROWS = 4096
@@ -35,8 +35,9 @@ def parquet_batches(
     """
     budget = budget or Budget(path)
     with pq.ParquetFile(path, **options) as file:
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        claimed = [max(g.total_byte_size, VALUE_BYTES * sum(_counts(g))) for g in groups]
+        code, claimed = in_child(lambda: _claims(file.metadata))
+        if code:  # pyarrow ends the process where a column's statistics do not fit
+            raise pa.ArrowInvalid("damaged metadata")
         budget.spend(sum(claimed))
         budget.spent = 0  # from here on by what is really there
         rows = budget.limit // max([1, *claimed])  # a value that a page holds once may stand in every row
@@ -69,8 +70,11 @@ def checked(batch: pa.RecordBatch, budget: Budget) -> pa.RecordBatch:
     return batch
 
 
-def _counts(group: Any) -> list[int]:
-    return [group.column(i).num_values for i in range(group.num_columns)]
+def _claims(metadata: pq.FileMetaData) -> list[int]:
+    """Bytes that each row group says it holds, or that its values take if each takes a little."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    counts = [sum(group.column(i).num_values for i in range(group.num_columns)) for group in groups]
+    return [max(group.total_byte_size, VALUE_BYTES * num) for group, num in zip(groups, counts, strict=True)]
 
 
 def _repeated(column: pa.Array) -> int:

@@ -6,16 +6,15 @@ a template is rendered once in a process of its own, with a clock and a limit, w
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from limbeck.bounds import in_child
 from limbeck.errors import ModelError
 
 SECONDS = 2  # of processor time for one try; the longest templates in use take milliseconds
@@ -23,9 +22,8 @@ PATIENCE = 120  # seconds by the clock, on a machine that is busy with other wor
 MEMORY_BYTES = 256 << 20  # beyond what the process has
 LONGEST = 1 << 20  # characters of the two turns of a try
 TURNS: list[dict[str, str]] = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
-TOO_LONG = 3  # the exit code of a try whose text is too long, or for which memory ran out
 STATM = Path("/proc/self/statm")
-_known: dict[str, int] = {}  # template to the exit code of its try
+_known: dict[str, str] = {}  # template to what its try spent too much of
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], **how: Any) -> Any:
@@ -51,34 +49,24 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """
     template = tokenizer.chat_template
     if isinstance(template, str):
-        code = _tried(template, tokenizer)
-        if code:
-            spent = "more memory or text" if code == TOO_LONG else f"more than {SECONDS} seconds"
+        spent = _tried(template, tokenizer)
+        if spent:
             raise ModelError(
                 f"a chat template must render one question within {SECONDS} seconds and {MEMORY_BYTES >> 20} MiB, received "
                 f"one that takes {spent}. Take the model's own template, or mend chat_template.jinja."
             )
 
 
-def _tried(template: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """0 where the limits hold, whether or not the template raises; a try is made once a template."""
+def _tried(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a try spent too much of; empty where the limits hold, whether or not the template raises."""
     if template not in _known:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # of a fork beside threads: the child uses none of theirs
-            pid = os.fork()
-        if pid == 0:
-            code = TOO_LONG
-            try:
-                code = _child(tokenizer)
-            finally:
-                os._exit(code)
-        _known[template] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        code, spent = in_child(lambda: _spent(tokenizer))
+        _known[template] = f"more than {SECONDS} seconds" if code else str(spent)
     return _known[template]
 
 
-def _child(tokenizer: PreTrainedTokenizerBase) -> int:
+def _spent(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The child's side: the kernel ends it where time is up."""
     for name in (signal.SIGALRM, signal.SIGXCPU):
         signal.signal(name, signal.SIG_DFL)
     signal.alarm(PATIENCE)
@@ -90,9 +78,9 @@ def _child(tokenizer: PreTrainedTokenizerBase) -> int:
         try:
             text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=len(turns) == 1))
         except MemoryError:
-            return TOO_LONG
+            return "more memory or text"
         except Exception:  # said where it is rendered for use
-            return 0
+            return ""
         if len(text) > LONGEST:
-            return TOO_LONG
-    return 0
+            return "more memory or text"
+    return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from limbeck import folders
@@ -79,7 +80,13 @@ def read_rollouts(path: Path | str) -> RolloutSet:
 
 def _read_shard(path: Path) -> Iterator[Rollout]:
     try:
-        rows = read_parquet(path, SCHEMA).to_pylist()
+        table = read_parquet(path, SCHEMA)
+        lists = [name for name in SCHEMA.names if pa.types.is_list(SCHEMA.field(name).type)]
+        if hollow := [name for name in lists if pc.list_flatten(table[name]).null_count]:
+            raise DataError(
+                f"{path} must have a number for each token, received null in {hollow[0]}. Copy the folder again."
+            )
+        rows = table.to_pylist()
         finishes = [Finish(row["finish"]) for row in rows]
     except DataError:
         raise

@@ -28,6 +28,7 @@ _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.safetensors$")
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias|position_ids)$")
 _INTEGERS = {"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"}
 RESUMED = ("state.pt", "weights.safetensors")  # what a run of limbeck goes on from
+LONGEST = 128  # characters of a file's name: what any file system takes
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -160,7 +161,9 @@ def _stored(root: Path) -> Iterator[tuple[str, Stored]]:
 
 def _indexed(root: Path) -> Iterator[tuple[str, Stored]]:
     index = _json(root / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(v, str) and Path(v).name == v for v in index.values()):
+    if not isinstance(index, dict) or not all(
+        isinstance(v, str) and Path(v).name == v and len(v) < LONGEST for v in index.values()
+    ):
         raise ModelError(
             f"{root / INDEX} must hold a weight_map of tensor names to files beside it, received another content. Copy the "
             "index again."
