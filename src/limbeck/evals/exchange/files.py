@@ -19,6 +19,7 @@ from limbeck.parquet import DAMAGES, parquet_batches
 
 ZSTD = 93  # not in Python's zipfile before 3.14; pyarrow brings a decoder
 LOCAL_HEADER = 30
+CHUNK = 1 << 20
 
 
 def json_record(text: bytes | str, where: str) -> dict[str, Any]:
@@ -135,7 +136,10 @@ class Archive:
             file.seek(name_length + extra_length, 1)
             packed = file.read(min(info.compress_size, MAX_RECORD))
         with pa.CompressedInputStream(pa.BufferReader(packed), "zstd") as stream:
-            content = stream.read(MAX_RECORD + 1)
+            buffer = bytearray()
+            while len(buffer) <= MAX_RECORD and (part := stream.read(CHUNK)):  # what it fails to read, pyarrow never frees
+                buffer += part
+            content = bytes(buffer)
         if zlib.crc32(content) != info.CRC and len(content) <= MAX_RECORD:
             raise zipfile.BadZipFile("a wrong checksum")
         return content
