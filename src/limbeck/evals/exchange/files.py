@@ -137,7 +137,9 @@ class Archive:
             packed = file.read(min(info.compress_size, MAX_RECORD))
         with pa.CompressedInputStream(pa.BufferReader(packed), "zstd") as stream:
             buffer = bytearray()
-            while len(buffer) <= MAX_RECORD and (part := stream.read(CHUNK)):  # what it fails to read, pyarrow never frees
+            while len(buffer) <= MAX_RECORD and (
+                part := stream.read(CHUNK)
+            ):  # what it fails to read, pyarrow never frees
                 buffer += part
             content = bytes(buffer)
         if zlib.crc32(content) != info.CRC and len(content) <= MAX_RECORD:
