@@ -35,12 +35,14 @@ def parquet_batches(
     """
     budget = budget or Budget(path)
     with pq.ParquetFile(path, **options) as file:
-        code, claimed = in_child(lambda: _claims(file.metadata))
+        code, claims = in_child(lambda: _claims(file.metadata))
         if code:  # pyarrow ends the process where a column's statistics do not fit
             raise pa.ArrowInvalid("damaged metadata")
-        budget.spend(sum(claimed))
+        budget.spend(sum(size for size, _ in claims))
         budget.spent = 0  # from here on by what is really there
-        rows = budget.limit // max([1, *claimed])  # a value that a page holds once may stand in every row
+        rows = budget.limit // max(
+            [1, *(text for _, text in claims)]
+        )  # text that a page holds once may stand in every row
         size = min(max(rows, 1), BATCH_ROWS)
         for batch in file.iter_batches(batch_size=size, columns=list(columns) if columns else None):
             yield checked(batch, budget)
@@ -70,11 +72,15 @@ def checked(batch: pa.RecordBatch, budget: Budget) -> pa.RecordBatch:
     return batch
 
 
-def _claims(metadata: pq.FileMetaData) -> list[int]:
-    """Bytes that each row group says it holds, or that its values take if each takes a little."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    counts = [sum(group.column(i).num_values for i in range(group.num_columns)) for group in groups]
-    return [max(group.total_byte_size, VALUE_BYTES * num) for group, num in zip(groups, counts, strict=True)]
+def _claims(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
+    """What each row group says it holds: its bytes, or those of its values if each takes a little; and its largest text."""
+    out = []
+    for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
+        columns = [group.column(i) for i in range(group.num_columns)]
+        values = sum(column.num_values for column in columns)
+        texts = [column.total_uncompressed_size for column in columns if column.physical_type.endswith("BYTE_ARRAY")]
+        out.append((max(group.total_byte_size, VALUE_BYTES * values), max([1, *texts])))
+    return out
 
 
 def _repeated(column: pa.Array) -> int:
@@ -82,4 +88,7 @@ def _repeated(column: pa.Array) -> int:
     if not isinstance(column, pa.DictionaryArray):
         return 0
     kind, text = column.dictionary.type, (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
-    return (pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0) if kind in text else 0
+    if kind not in text:
+        return 0
+    lengths = pc.call_function("binary_length", [column.dictionary])
+    return pc.call_function("sum", [lengths.take(column.indices)]).as_py() or 0

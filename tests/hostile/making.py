@@ -220,6 +220,17 @@ def sealed(
     return make
 
 
+def newer(packed: bytes) -> bytes:
+    """An archive that asks for a program which is yet to be written."""
+    at = packed.index(b"PK\1\2") + 6
+    return packed[:at] + bytes([173]) + packed[at + 1 :]
+
+
+def found(name: str, source: str) -> Make:
+    """A file that was met, or made by changing bytes, and is kept beside the tests."""
+    return lambda folder: Path(shutil.copy(Path(__file__).parents[1] / "data" / "hostile" / source, folder / name))
+
+
 def archive(members: Mapping[str, bytes | str]) -> bytes:
     """A zip."""
     out = io.BytesIO()

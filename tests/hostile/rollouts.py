@@ -13,6 +13,7 @@ from tests.hostile.making import (
     archive,
     file,
     files,
+    found,
     lines,
     linked,
     not_text,
@@ -187,6 +188,12 @@ ROLLOUTS = [
 
 FOLDERS = [
     Case(
+        "a log-prob that is missing",
+        "train --rollouts",
+        shard(behavior_logprobs=[None]),
+        "must have a number for each token, received null in behavior_logprobs",
+    ),
+    Case(
         "a manifest 100,000 deep",
         "train --rollouts",
         sealed("rollouts", "", text=DEEP),
@@ -260,6 +267,12 @@ FOLDERS = [
 ]
 
 PROBLEMS = [
+    Case(
+        "statistics at which pyarrow ends the process",
+        "eval --problems",
+        found("problems.parquet", "statistics.parquet"),
+        "is cut or damaged after row 0: damaged metadata",
+    ),
     Case(
         "brackets 100,000 deep",
         "eval --problems",

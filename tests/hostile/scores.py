@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.hostile.making import DEEP, Make, archive, file, lines, repeated, sealed
+from tests.hostile.making import DEEP, Make, archive, file, lines, newer, repeated, sealed
 from tests.hostile.verbs import Case
 
 
@@ -147,6 +147,12 @@ SCORES = [
         "an answer must be right (1) or wrong (0) to be paired, received a value [1]",
     ),
     Case("an archive that is none", "scores import", file("log.eval", b"PK\3\4 no"), "must be a zip archive"),
+    Case(
+        "an archive of a format to come",
+        "scores import",
+        file("log.eval", newer(archive({"header.json": "{}"}))),
+        "must be a zip archive",
+    ),
     Case(
         "an archive whose header is a bomb",
         "scores import",

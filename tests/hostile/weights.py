@@ -24,6 +24,12 @@ from tests.hostile.making import (
 from tests.hostile.verbs import Case
 
 WEIGHTS = [
+    Case(
+        "an index with a name of 300 characters",
+        "measure",
+        indexed({"x": "x" * 300}),
+        "must hold a weight_map of tensor names to files beside it",
+    ),
     Case("a header longer than the file", "measure", adapter(size=10**12), "must be a complete safetensors file"),
     Case("a header that is no JSON", "measure", adapter(b"{no"), "must be a complete safetensors file"),
     Case("a header 100,000 deep", "measure", adapter(DEEP.encode()), "must be a complete safetensors file"),

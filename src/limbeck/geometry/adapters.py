@@ -211,7 +211,8 @@ def _by_pattern(where: str, module: str, config: Mapping[str, object], key: str,
 
 def _ends(module: pa.Scalar, pattern: str) -> bool:
     """In RE2, whose time is linear in the name: a stranger's expression may be made to take for ever."""
-    return pc.match_substring_regex(module, rf"^(?:.*\.)?(?:{pattern})$").as_py()
+    options = pc.MatchSubstringOptions(rf"^(?:.*\.)?(?:{pattern})$")
+    return pc.call_function("match_substring_regex", [module], options).as_py()
 
 
 def _number(where: str, key: str, value: object) -> float:

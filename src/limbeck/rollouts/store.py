@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from limbeck import folders
@@ -82,7 +81,7 @@ def _read_shard(path: Path) -> Iterator[Rollout]:
     try:
         table = read_parquet(path, SCHEMA)
         lists = [name for name in SCHEMA.names if pa.types.is_list(SCHEMA.field(name).type)]
-        if hollow := [name for name in lists if pc.list_flatten(table[name]).null_count]:
+        if hollow := [name for name in lists if any(chunk.flatten().null_count for chunk in table[name].chunks)]:
             raise DataError(
                 f"{path} must have a number for each token, received null in {hollow[0]}. Copy the folder again."
             )

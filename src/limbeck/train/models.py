@@ -40,7 +40,7 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     path = model_folder(name)
     logging.disable_progress_bar()  # limbeck shows its own
     with foreign(f"{path} must load as a transformers causal language model"):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             path, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True,
         )  # fmt: skip

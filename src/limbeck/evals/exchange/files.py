@@ -20,6 +20,9 @@ from limbeck.parquet import DAMAGES, parquet_batches
 ZSTD = 93  # not in Python's zipfile before 3.14; pyarrow brings a decoder
 LOCAL_HEADER = 30
 CHUNK = 1 << 20
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, OSError, EOFError, struct.error, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
 
 
 def json_record(text: bytes | str, where: str) -> dict[str, Any]:
@@ -95,7 +98,7 @@ class Archive:
             self._zip = zipfile.ZipFile(path)  # open until collected: to open it for each member costs its whole list
             self.members = {info.filename: info for info in self._zip.infolist()}
             self.num_entries = len(self._zip.infolist())
-        except (zipfile.BadZipFile, OSError, ValueError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path} must be a zip archive, received {error}. Copy the log again.") from error
 
     def record(self, name: str) -> dict[str, Any]:
@@ -109,15 +112,7 @@ class Archive:
             raise DataError(f"{where} must be in the archive, and is not. The log was cut off: copy it again.")
         try:
             content = self._content(self.members[name])
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            OSError,
-            EOFError,
-            struct.error,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
+        except UNREADABLE as error:
             raise DataError(f"{where} must be readable, received {error}. Copy the log again.") from error
         if len(content) > MAX_RECORD:
             raise DataError(
