@@ -6,6 +6,7 @@ counted before and while they are read: what they hold may be a fixed multiple o
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
@@ -89,6 +90,7 @@ def in_child(work: Callable[[], Any]) -> tuple[int, Any]:
     if pid == 0:
         code = 1
         try:
+            faulthandler.disable()  # where it is on, it speaks through a descriptor of its own
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             with os.fdopen(write, "wb") as pipe:
