@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ class LoraConfig(Config):
     """Last names of the linear modules that get an adapter."""
 
 
+LARGEST = 4 << 20  # bytes of a configuration
+MANY_DOTS = re.compile(r"(?:[\w-]+[ \t]*\.[ \t]*){32}")
 FRAMES_OF_NONE = ("random", "base")  # what a subspace may be of without another run
 
 
@@ -297,9 +300,14 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ConfigError(f"a config must be an existing TOML or JSON file, received {path}. Check the path.")
+    if path.stat().st_size > LARGEST:
+        raise ConfigError(f"{path} must have at most {LARGEST >> 20} MiB, received more. Is this a study's file?")
     try:
         text = path.read_text(encoding="utf-8")
+        if MANY_DOTS.search(text):
+            raise ValueError("a dotted key of more than 32 parts")  # for which tomllib takes the square of their number
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        _check_numbers(values)
     except (ValueError, RecursionError) as error:  # not UTF-8, not the language, or nested by the thousand
         raise ConfigError(
             f"{path} must be {path.suffix.lstrip('.').upper() or 'TOML'}: {error}. Fix that line."
@@ -307,6 +315,14 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a table of keys, received {values!s:.40}. Put it in braces, under keys.")
     return values
+
+
+def _check_numbers(value: Any) -> None:
+    """Refuse integers that no machine counts with, as TOML does on paper."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(item)
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError("a number beyond 64 bits")
 
 
 def override(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -67,6 +67,21 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
+def inert(value: object) -> object:
+    """A cell of a CSV file as a spreadsheet may have it: text that it would compute gets an apostrophe; numbers stay numbers.
+
+    >>> inert("=1+1"), inert("-x"), inert("-0.5"), inert(-0.5), inert("a=b")
+    ("'=1+1", "'-x", '-0.5', -0.5, 'a=b')
+    """
+    if not isinstance(value, str) or not value.lstrip("'").startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the closest match, then every choice.
 

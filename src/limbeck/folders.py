@@ -192,6 +192,20 @@ def _refuse_url(path: Path | str) -> None:
         )
 
 
+def stated(manifest: Mapping[str, Any], path: Path | str, **kinds: type) -> None:
+    """Refuse a manifest without these facts, or with one of another type.
+
+    Raises:
+        FolderError: names the fact.
+    """
+    for name, kind in kinds.items():
+        if not isinstance(manifest.get(name), kind):
+            raise FolderError(
+                f"{Path(path) / MANIFEST} must state {name} ({kind.__name__}), received "
+                f"{type(manifest.get(name)).__name__}. Run the step that writes the folder again."
+            )
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Sorted keys, two spaces, NaN and infinities as null; appears whole or not at all."""
     path = Path(path)
@@ -214,7 +228,7 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         return json.loads(Path(path).read_bytes().decode("utf-8", "surrogatepass"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
         raise DataError(f"{path} must be JSON, received text that is not ({error}). Write it again.") from error
 
 

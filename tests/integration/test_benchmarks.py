@@ -106,6 +106,26 @@ def test_rows_replace_those_of_the_same_name_and_fill_the_docs(tmp_path, monkeyp
         common.table_in_docs("y", "new")
 
 
+def test_the_fuzzer_changes_what_it_is_given_and_finds_nothing_in_a_few_inputs(tmp_path):
+    import random
+
+    import fuzz
+
+    for name in ("rollouts in JSON lines", "problems in Parquet", "an archive of inspect", "an adapter"):
+        for number, make in enumerate(fuzz.PARSERS[name][2]()):
+            folder = tmp_path / f"{name}-{number}"
+            folder.mkdir()
+            make(folder)
+            whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+            many = [fuzz.changed(whole, random.Random(seed)) for seed in range(30)]
+            assert many[3] == fuzz.changed(whole, random.Random(3))
+            assert len({tuple(sorted(files.items())) for files in many}) > 20
+    counts = fuzz.fuzz("problems in JSON lines", 300, 0, tmp_path / "kept", smoke=True)
+    assert sum(counts.values()) == 20
+    assert counts["refused"] > 0
+    assert not counts["findings"]
+
+
 def test_a_job_that_fails_says_why():
     import common
 

@@ -13,7 +13,7 @@ from limbeck.errors import LimbeckError, ModelError
 from limbeck.objectives.vocabulary import check_same_map
 from limbeck.problems.extract import opens_thinking
 from limbeck.problems.prompts import stop_ids, turn_end
-from limbeck.train.models import load_tokenizer, model_folder
+from limbeck.train.models import foreign, load_tokenizer, model_folder
 
 found = partial(Finding, about="tokenizer")
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken")
@@ -21,7 +21,9 @@ VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken")
 
 def config_of(model: str) -> PretrainedConfig:
     """A model's config, from its folder alone."""
-    return AutoConfig.from_pretrained(model_folder(model), local_files_only=True, trust_remote_code=False)
+    folder = model_folder(model)
+    with foreign(f"{folder / 'config.json'} must be a configuration of transformers"):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def generation_of(model: str) -> GenerationConfig | None:
@@ -33,10 +35,8 @@ def generation_of(model: str) -> GenerationConfig | None:
     folder = model_folder(model)
     if not (folder / "generation_config.json").is_file():
         return None
-    try:
+    with foreign(f"{folder / 'generation_config.json'} must be readable"):
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'generation_config.json'} must be readable, received: {error}") from error
 
 
 def examine_tokenizer(model: str, teacher: str | None) -> tuple[list[Finding], PreTrainedTokenizerBase | None]:

@@ -14,7 +14,8 @@ from limbeck.evals.apply import applied, check_base
 from limbeck.evals.evaluate import Identity
 from limbeck.folders import digest_of, file_digest, read_json
 from limbeck.geometry.adapters import CONFIG, WEIGHTS, read_adapter
-from limbeck.train.models import load_model, load_tokenizer, model_digest
+from limbeck.problems.templates import check_template
+from limbeck.train.models import foreign, load_model, load_tokenizer, model_digest
 from limbeck.worlds import resolve
 
 
@@ -99,14 +100,15 @@ def read_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, GenerationConfig
         ModelError: no tokenizer there.
     """
     path = resolve(name)
-    try:
+    if not path.is_dir():
+        raise ModelError(
+            f"--tokenizer must be a folder with a tokenizer, received {name!r}, which is none. Nothing is downloaded: fetch "
+            "the tokenizer's files first, then give their folder."
+        )
+    with foreign(f"--tokenizer must be a folder with a tokenizer; {name}"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         generation = GenerationConfig.from_pretrained(path) if (path / "generation_config.json").is_file() else None
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"--tokenizer must be a folder with a tokenizer, received {name!r}: {error} Nothing is downloaded: fetch the "
-            "tokenizer's files first, then give their folder."
-        ) from error
+    check_template(tokenizer)
     return tokenizer, generation
 
 

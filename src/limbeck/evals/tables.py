@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from limbeck import folders
 from limbeck.errors import DataError, ProvenanceError
+from limbeck.parquet import DAMAGES, read_parquet
 from limbeck.rollouts.store import storable, unicode_id
 from limbeck.types import Finish, Outcome, Score, ScoreTable
 
@@ -71,17 +72,21 @@ def read_table(path: Path | str) -> ScoreTable:
         ProvenanceError: the rows do not match the manifest.
     """
     manifest = folders.read_manifest(path, KIND)
+    folders.stated(manifest, path, digest=str)
     file = Path(path) / FILE
     try:
-        rows = pq.read_table(file, schema=SCHEMA).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        rows = read_parquet(file, SCHEMA).to_pylist()
+        scores = tuple(map(_score, rows))
+    except DataError:
+        raise
+    except DAMAGES as error:
         raise DataError(f"{file} must be a Parquet score table, received {error}. Copy the folder again.") from error
     if folders.digest_of(rows) != manifest["digest"]:
         raise ProvenanceError(
             f"scores in {path} must match their manifest's digest {manifest['digest'][:8]}..., received "
             f"{len(rows)} rows with {folders.digest_of(rows)[:8]}... Files were changed after writing: evaluate again."
         )
-    return ScoreTable(scores=tuple(map(_score, rows)), **{name: manifest.get(name, "") for name in IDENTITY})
+    return ScoreTable(scores=scores, **{name: str(manifest.get(name, "")) for name in IDENTITY})
 
 
 def _score(row: dict[str, Any]) -> Score:

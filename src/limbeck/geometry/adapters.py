@@ -6,16 +6,18 @@ the base weights and of the initial factors. Nothing is unpickled, downloaded or
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from limbeck.bounds import parse_json
 from limbeck.errors import ModelError
 from limbeck.geometry.delta import base_identity
 from limbeck.types import Delta, LowRank
@@ -82,8 +84,8 @@ def _read_config(root: Path) -> dict[str, object]:
 
 def _read_json(path: Path) -> dict[str, object]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} must be readable JSON, received {error}. Save the adapter again.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} must hold a JSON object, received {type(content).__name__}. Save the adapter again.")
@@ -200,13 +202,23 @@ def _by_pattern(where: str, module: str, config: Mapping[str, object], key: str,
         raise ModelError(
             f"{where}: {key} must be an object, received {type(patterns).__name__}. Save the adapter again."
         )
+    name = pa.scalar(module)
     try:
-        return next((v for p, v in patterns.items() if re.match(rf"(.*\.)?({p})$", module)), default)
-    except re.error as error:
+        return next((v for p, v in patterns.items() if _ends(name, str(p))), default)
+    except pa.ArrowInvalid as error:
         raise ModelError(f"{where}: {key} must hold regular expressions, received one with {error}.") from error
 
 
+def _ends(module: pa.Scalar, pattern: str) -> bool:
+    """In RE2, whose time is linear in the name: a stranger's expression may be made to take for ever."""
+    options = pc.MatchSubstringOptions(rf"^(?:.*\.)?(?:{pattern})$")
+    return pc.call_function("match_substring_regex", [module], options).as_py()
+
+
 def _number(where: str, key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ModelError(f"{where}: {key} must be a finite number, received {value!r}. Save the adapter again.")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(number := float(value)):
+            return number
+    except OverflowError:  # an integer of hundreds of digits
+        pass
+    raise ModelError(f"{where}: {key} must be a finite number, received {value!r:.40}. Save the adapter again.")

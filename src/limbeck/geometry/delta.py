@@ -17,7 +17,7 @@ from torch import Tensor
 from limbeck.errors import ConfigError, DegenerateError, ModelError, ProvenanceError
 from limbeck.types import Delta, LowRank
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?:\.|$)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})(?:\.|$)")
 _DIGEST = " sha256:"
 
 

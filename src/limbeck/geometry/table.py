@@ -8,9 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from limbeck.errors import DataError
+from limbeck.errors import DataError, inert
+from limbeck.parquet import DAMAGES, read_parquet
 from limbeck.types import MEASUREMENT_COLUMNS, Measurement, Null
 
 _INTEGERS = ("layer", "k", "step")
@@ -39,25 +41,28 @@ def write_csv(path: Path | str, measurements: Sequence[Measurement]) -> None:
         writer = csv.writer(file)
         writer.writerow(MEASUREMENT_COLUMNS)
         for measurement in measurements:
-            writer.writerow("" if value != value else value for value in measurement.row().values())
+            writer.writerow("" if value != value else inert(value) for value in measurement.row().values())
 
 
-def read_measurements(path: Path | str) -> list[Measurement]:
-    """Read what ``write_measurements`` wrote.
+def read_measurements(path: Path | str, chosen: pc.Expression | None = None) -> list[Measurement]:
+    """Read what ``write_measurements`` wrote; all rows, or those that are chosen.
 
     Raises:
         DataError: the file is no Parquet file, or has other columns.
     """
     try:
-        table = pq.read_table(str(path))
-    except (OSError, pa.ArrowException) as error:
+        columns = tuple(pq.read_schema(str(path)).names)
+        if columns != MEASUREMENT_COLUMNS:
+            differ = sorted(set(columns) ^ set(MEASUREMENT_COLUMNS))
+            raise DataError(
+                f"{path} must have the columns of measurements.parquet in order, received a table that differs in "
+                f"{differ or 'their order'}. Measure again with this version."
+            )
+        table = read_parquet(Path(path), SCHEMA, chosen)
+    except DataError:
+        raise
+    except DAMAGES as error:
         raise DataError(f"{path} must be a Parquet file of measurements, received {error}. Measure again.") from error
-    if tuple(table.column_names) != MEASUREMENT_COLUMNS:
-        differ = sorted(set(table.column_names) ^ set(MEASUREMENT_COLUMNS))
-        raise DataError(
-            f"{path} must have the columns of measurements.parquet in order, received a table that differs in "
-            f"{differ or 'their order'}. Measure again with this version."
-        )
     plain = [f.name for f in fields(Measurement) if f.name != "null"]
     return [
         Measurement(

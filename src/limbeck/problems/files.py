@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from limbeck.bounds import Budget, parse_json
 from limbeck.errors import DataError, nearest
 from limbeck.folders import file_digest, read_json
+from limbeck.parquet import DAMAGES, checked, parquet_batches
 from limbeck.storage import local
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -111,12 +113,17 @@ def read_rows(given: Path | str) -> Iterator[Row]:
 
 def _in_folder(folder: Path, split: str) -> Source:
     if (folder / "dataset_dict.json").is_file():
-        splits = read_json(folder / "dataset_dict.json").get("splits", [])
+        listed = read_json(folder / "dataset_dict.json")
+        splits = listed.get("splits") if isinstance(listed, dict) else None
+        if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
+            raise DataError(
+                f"{folder / 'dataset_dict.json'} must list splits by name, received others. Download it again."
+            )
         if split not in splits:
             raise _which(folder, split, splits)
         return _in_folder(folder / split, "")._replace(name=f"{folder.name}-{split}")
     sets: dict[tuple[str, str], list[Path]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in READERS and not p.name.startswith((".", "cache-"))):
+    for path in sorted(filter(_is_data, folder.rglob("*"))):
         sets.setdefault(_set_of(path.relative_to(folder)), []).append(path)
     splits = {name for _, name in sets}
     if not sets:
@@ -134,6 +141,10 @@ def _in_folder(folder: Path, split: str) -> Source:
     return Source(f"{folder.name}-{found}" if len(splits) > 1 else folder.name, tuple(files))
 
 
+def _is_data(path: Path) -> bool:
+    return path.suffix in READERS and not path.name.startswith((".", "cache-")) and path.is_file()  # no pipe, no device
+
+
 def _set_of(path: Path) -> tuple[str, str]:
     """Folder and split of a shard, by the names that the hub and ``datasets`` give."""
     shard = SHARD.fullmatch(path.stem)
@@ -146,7 +157,7 @@ def _set_of(path: Path) -> tuple[str, str]:
 
 def _check_shards(folder: Path, files: Sequence[Path]) -> None:
     """Every shard that a name or ``state.json`` speaks of must be there."""
-    expected = {file.parent / entry["filename"] for file in files[:1] for entry in _state(file.parent)}
+    expected = {file.parent / name for file in files[:1] for name in _state(file.parent)}
     for file in files:
         if shard := SHARD.fullmatch(file.stem):
             expected |= {file.with_name(f"{shard[1]}-{n:05d}-of-{shard[3]}{file.suffix}") for n in range(int(shard[3]))}
@@ -155,9 +166,13 @@ def _check_shards(folder: Path, files: Sequence[Path]) -> None:
         raise DataError(f"{folder} must hold every shard, received none named {missing[0]}. Download it again.")
 
 
-def _state(folder: Path) -> list[dict[str, str]]:
+def _state(folder: Path) -> list[str]:
     path = folder / "state.json"
-    return read_json(path).get("_data_files") or [] if path.is_file() else []
+    state = read_json(path) if path.is_file() else {}
+    try:
+        return [str(entry["filename"]) for entry in state.get("_data_files") or []]
+    except (AttributeError, TypeError, KeyError) as error:
+        raise DataError(f"{path} must list its _data_files, received another content. Download it again.") from error
 
 
 def _which(folder: Path, split: str, splits: Any) -> DataError:
@@ -174,8 +189,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
                 continue
             where = f"{path}, line {number}"
             try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
+                values = parse_json(line)
+            except ValueError as error:
                 text = line[:60].decode("utf-8", "replace").rstrip()
                 raise DataError(f"{where}: a line must be JSON, received {text!r} ({error}). Mend the line.") from error
             if not isinstance(values, dict):
@@ -187,25 +202,25 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+        pq.read_schema(path)
+    except DAMAGES as error:
         raise DataError(f"{path} must be a Parquet file, received {error}. Get the file again.") from error
-    with file:
-        yield from _batch_rows(path, file.iter_batches())
+    yield from _batch_rows(path, parquet_batches(path))
 
 
 def _arrow_rows(path: Path) -> Iterator[Row]:
     """The stream that ``datasets`` writes; a file with a footer as well."""
+    budget = Budget(path)
     with pa.memory_map(str(path)) as memory:
         for reader in (pa.ipc.open_stream, pa.ipc.open_file):
             memory.seek(0)
             try:
                 batches = reader(memory)
-            except pa.ArrowException:
+            except DAMAGES:
                 continue
             if isinstance(batches, pa.ipc.RecordBatchFileReader):
                 batches = (batches.get_batch(index) for index in range(batches.num_record_batches))
-            yield from _batch_rows(path, batches)
+            yield from _batch_rows(path, (checked(batch, budget) for batch in batches))
             return
     raise DataError(f"{path} must be an Arrow file, received another. Get the file again.")
 
@@ -217,7 +232,9 @@ def _batch_rows(path: Path, batches: Any) -> Iterator[Row]:
             for values in batch.to_pylist():
                 number += 1
                 yield Row(f"{path}, row {number}", number, values)
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except DAMAGES as error:
         raise DataError(f"{path} is cut or damaged after row {number}: {error}. Get the file again.") from error
 
 

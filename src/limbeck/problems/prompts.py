@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from limbeck.errors import ModelError
 from limbeck.problems.extract import THINK_TAG
+from limbeck.problems.templates import rendered
 
 PROBE = "42"  # an answer that no template can take for markup
 
@@ -20,8 +21,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ..
     """
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}]
-        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-        ids = list(rendered)  # type: ignore[arg-type]
+        ids = list(rendered(tokenizer, messages, add_generation_prompt=True, tokenize=True))
     else:
         ids = tokenizer.encode(prompt + "\n", add_special_tokens=True)
         if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text; a prompt stays open
@@ -47,8 +47,8 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": PROBE}]
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        tail = tokenizer.encode(rendered.rpartition(PROBE)[2].strip(), add_special_tokens=False)
+        text = str(rendered(tokenizer, messages, tokenize=False))
+        tail = tokenizer.encode(text.rpartition(PROBE)[2].strip(), add_special_tokens=False)
         if tail and tail[0] in tokenizer.all_special_ids:
             return int(tail[0])
     if tokenizer.eos_token_id is None:
@@ -73,6 +73,10 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | 
     stops += [int(str(tokenizer.eos_token_id))] if tokenizer.eos_token_id is not None else []
     listed = generation.eos_token_id if generation is not None else None
     stops += listed if isinstance(listed, list) else [listed] if listed is not None else []
+    if not all(isinstance(stop, int) for stop in stops):
+        raise ModelError(
+            f"generation_config.json: eos_token_id must be an id or a list of them, received {listed!r:.80}."
+        )
     return tuple(dict.fromkeys(stops))
 
 

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +110,7 @@ def read_problems(
         seen[name] = row.where
         prompt, answer = _text(row, fields.prompt), _text(row, fields.answer)
         solution = _text(row, fields.solution) if fields.solution else ""
-        _check_characters(row, prompt + answer, allow)
+        _check_characters(row, name + prompt + answer, allow)
         try:
             problem = Problem(id=name, prompt=prompt.strip(), answer=gold(answer), source=source)
         except DataError as error:
@@ -192,7 +193,8 @@ def _contest_fields(path: Path | str) -> Fields:
 
 def _text(row: Row, name: str) -> str:
     value = row.get(name)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    endless = isinstance(value, float) and not isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or endless:
         raise DataError(f'{row.where}: "{name}" must be text or a number, received {str(value)[:60]!r}. Convert it.')
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.errors import DataError, FolderError
 from limbeck.folders import read_json
-from limbeck.types import MEASUREMENT_COLUMNS, Measurement, Null
+from limbeck.geometry.table import read_measurements
+from limbeck.types import Measurement
 
 RUN_KEYS = (
     "run", "arm", "seed", "init_seed", "objective", "normalizer", "credit", "selection", "learning_rate", "items",
@@ -126,23 +126,4 @@ def _beside_reference(arm: str, runs: Sequence[Mapping[str, Any]]) -> list[list[
 
 
 def _measurements(path: Path, chosen: Sequence[Any]) -> list[Measurement]:
-    if not path.is_file():
-        return []
-    try:
-        columns = tuple(pq.read_schema(path).names)
-        if columns != MEASUREMENT_COLUMNS:
-            raise DataError(
-                f"{path} must have the columns {', '.join(MEASUREMENT_COLUMNS)}, received {', '.join(columns)}. "
-                "Measure again with this version."
-            )
-        table = pq.read_table(path, filters=list(chosen))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} must be a Parquet file of measurements, received {error}. Measure again.") from error
-    plain = [f.name for f in fields(Measurement) if f.name != "null"]
-    return [
-        Measurement(
-            null=Null(id=row["null_id"], mean=row["null_mean"], q05=row["null_q05"], q95=row["null_q95"]),
-            **{name: row[name] for name in plain},
-        )
-        for row in table.to_pylist()
-    ]
+    return read_measurements(path, pq.filters_to_expression(list(chosen))) if path.is_file() else []

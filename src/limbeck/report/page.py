@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from limbeck.bounds import content_of
 from limbeck.folders import plain
 from limbeck.report import (
     accuracies,
@@ -63,9 +64,11 @@ def build(results: Path, out: Path) -> Path:
         FolderError: ``results`` is no results folder.
         DataError: one of its files is malformed.
     """
-    view = View(load(Path(results)))
-    sections = compose(view)
-    return write(Path(out), sections, render(view, sections))
+    with content_of(Path(results)):
+        view = View(load(Path(results)))
+        sections = compose(view)
+        page = render(view, sections)
+    return write(Path(out), sections, page)
 
 
 def write(out: Path, sections: Sequence[Section], page: str) -> Path:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from limbeck.errors import inert
 from limbeck.report.words import NONE
 
 MAX_ROWS = 150  # of a table on the page, so that a study of fifty arms still opens on a phone
@@ -37,20 +38,7 @@ class Sheet(NamedTuple):
 def _csv_cell(value: object) -> object:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    if not isinstance(value, str):
-        return value
-    return f"'{value}" if value[:1] in ("=", "@", "\t", "\r") or _signed_text(value) else value
-
-
-def _signed_text(value: str) -> bool:
-    """A leading sign is a formula to a spreadsheet unless a number follows."""
-    if value[:1] not in ("+", "-"):
-        return False
-    try:
-        float(value)
-    except ValueError:
-        return True
-    return False
+    return inert(value)
 
 
 class Cell(NamedTuple):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from limbeck.bounds import content_of
 from limbeck.errors import ConfigError
 from limbeck.report import answer
 from limbeck.report.joint import Together, arm_name, together
@@ -55,9 +56,11 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     ]
     if own:
         raise ConfigError(f"--out must be none of the studies, whose own report.html it would replace; received {out}.")
-    studies = read(folders)
-    joint = _joint(studies)
-    return write(out, _in_order(studies, joint), render(studies, joint))
+    with content_of(folders[0]):
+        studies = read(folders)
+        joint = _joint(studies)
+        sections, page = _in_order(studies, joint), render(studies, joint)
+    return write(out, sections, page)
 
 
 def sections_of(folders: Sequence[Path]) -> list[Section]:

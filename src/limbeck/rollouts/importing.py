@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +20,7 @@ from limbeck.folders import file_digest
 from limbeck.problems.files import Row, read_rows
 from limbeck.problems.grading import GRADER_ID, Outcome, grade_all
 from limbeck.problems.prompts import prompt_ids, response_ids, stop_ids, template_digest
+from limbeck.problems.templates import rendered
 from limbeck.types import Finish, Rollout, RolloutSet
 
 Prompt = str | list[dict[str, str]]
@@ -119,10 +120,28 @@ def read_records(path: Path) -> tuple[list[Record], str]:
         for record in LAYOUTS[layout](row):
             if not record.response.strip():
                 raise DataError(f"{record.where}: a response must not be empty. Drop the row.")
+            _check_text(record)
             records.append(record)
     if not records:
         raise DataError(f"{path} must hold at least one rollout, received none. Check that the download finished.")
     return records, layout
+
+
+def _check_text(record: Record) -> None:
+    """Refuse text that no tokenizer takes and no file keeps, before anything is graded."""
+    turns = (
+        [record.prompt]
+        if isinstance(record.prompt, str)
+        else [text for turn in record.prompt for text in turn.values()]
+    )
+    for text in (record.problem_id, *turns, record.response):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{record.where}: text must be valid Unicode, received half of a surrogate pair at {error.start}. "
+                "Write the file again as UTF-8."
+            ) from error
 
 
 def token_counts(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
@@ -212,9 +231,12 @@ def _record(row: Row, prompt: Prompt, response: str) -> Record:
 
 
 def _number(row: Row, value: Any) -> float:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f'{row.where}: "reward" must be a finite number, received {value!r}. Grade the row again.')
-    return float(value)
+    try:
+        if isinstance(value, (int, float)) and math.isfinite(number := float(value)):
+            return number
+    except OverflowError:  # an integer of hundreds of digits
+        pass
+    raise DataError(f'{row.where}: "reward" must be a finite number, received {value!r:.40}. Grade the row again.')
 
 
 def _prompt(row: Row, value: Any) -> Prompt:
@@ -324,8 +346,7 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, record: Record) -> tuple[int
             f"{record.where}: a prompt of several turns needs a tokenizer with a chat template, received one without. "
             "Give the prompt as text."
         )
-    ids = tokenizer.apply_chat_template(record.prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-    return tuple(cast(list[int], ids))
+    return tuple(rendered(tokenizer, record.prompt, add_generation_prompt=True, tokenize=True))
 
 
 def _response_ids(tokenizer: PreTrainedTokenizerBase, record: Record) -> tuple[int, ...]:

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from limbeck import folders
 from limbeck.errors import DataError, ProvenanceError
+from limbeck.parquet import DAMAGES, parquet_batches
 from limbeck.rollouts.digest import Digest
 from limbeck.rollouts.stored import Outliner, Records, StoredRollouts, append
-from limbeck.types import Rollout, RolloutSet
+from limbeck.types import Finish, Rollout, RolloutSet
 
 KIND = "rollouts"
 SCHEMA = pa.schema(
@@ -104,6 +106,7 @@ def read_rollouts(path: Path | str) -> RolloutSet:
         ProvenanceError: the content does not match the digest in the manifest.
     """
     manifest = folders.read_manifest(path, KIND)
+    folders.stated(manifest, path, digest=str, provenance=dict, num_rollouts=int)
     digest, outliner, records, sizes = Digest(), Outliner(), Records(), [np.zeros(0, dtype=np.int32)]
     for shard in sorted(Path(path).glob("rollouts-*.parquet")):
         for table in _read_shard(shard):
@@ -130,15 +133,28 @@ def read_rollouts(path: Path | str) -> RolloutSet:
 def _read_shard(path: Path) -> Iterator[pa.Table]:
     """The rows of a file in the store's columns, a few at a time."""
     try:
-        with pq.ParquetFile(path) as file:
-            for number in range(file.num_row_groups):
-                group = file.read_row_group(number, columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
-                for begin in range(0, len(group), GROUP_ROWS):
-                    yield group.slice(begin, GROUP_ROWS)
-    except (pa.ArrowException, OSError, KeyError) as error:
+        for batch in parquet_batches(path, SCHEMA.names):
+            table = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
+            _check_values(path, table)
+            for begin in range(0, len(table), GROUP_ROWS):
+                yield table.slice(begin, GROUP_ROWS)
+    except DataError:
+        raise
+    except DAMAGES as error:
         raise DataError(
             f"{path} must be a Parquet shard of rollouts, received {error}. Copy the folder again."
         ) from error
+
+
+def _check_values(path: Path, table: pa.Table) -> None:
+    """Refuse what the columns' types allow and no rollout has."""
+    lists = [name for name in SCHEMA.names if pa.types.is_list(SCHEMA.field(name).type)]
+    if hollow := [name for name in lists if any(chunk.flatten().null_count for chunk in table[name].chunks)]:
+        raise DataError(
+            f"{path} must have a number for each token, received null in {hollow[0]}. Copy the folder again."
+        )
+    for name in pc.call_function("unique", [table["finish"]]).to_pylist():
+        Finish(name)
 
 
 def _cut(rollouts: Iterator[Rollout], shard_rows: int) -> Iterator[Iterable[Rollout]]:

@@ -5,6 +5,8 @@ Safetensors only, nothing downloaded, no code from the model's folder.
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +16,20 @@ from pathlib import Path
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from limbeck.addresses import origin
+from limbeck.bounds import parse_json
 from limbeck.config import LoraConfig
-from limbeck.errors import ModelError
+from limbeck.errors import LimbeckError, ModelError
 from limbeck.folders import digest_of, file_digest
+from limbeck.problems.templates import check_template
 from limbeck.worlds import resolve
+
+LAYERS, EXPERTS = re.compile(r"layers?$"), re.compile(r"experts$")  # keys of a config that say how many there are
+PLAUSIBLE = 1000  # layers times experts, below which nothing is counted
 
 
 def load_model(name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> PreTrainedModel:
@@ -37,12 +45,16 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, device: torch.d
     """
     path = model_folder(name)
     logging.disable_progress_bar()  # limbeck shows its own
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    with foreign(f"{path} must load as a transformers causal language model"):
+        model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+            path, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    if lost := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{path} must hold every weight of its config.json, received none for {len(lost)}, {lost[0]!r} among them: they "
+            "would begin as random numbers. Copy the weights again, or the config that belongs to them."
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{path} must load as a transformers causal language model, received: {error}") from error
     model.name_or_path = model.config.name_or_path = origin(str(path))  # as peft's card beside an adapter has it
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()  # type: ignore[arg-type]
@@ -62,10 +74,28 @@ def placed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. A missing pad token is no obstacle: rows are padded by length, not by id."""
     path = model_folder(name)
+    with foreign(f"{path} must hold a tokenizer beside the model"):
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    check_template(tokenizer)
+    return tokenizer
+
+
+@contextmanager
+def foreign(must: str) -> Iterator[None]:
+    """Whatever transformers, or the code below it, raises at files that it cannot read, in a sentence.
+
+    Raises:
+        ModelError: what must hold, and what was met.
+    """
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} must hold a tokenizer beside the model, received: {error}") from error
+        yield
+    except (LimbeckError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of tokenizers is no Exception
+        told = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
+        if "trust_remote_code" in told:
+            told = "code of its own (auto_map), which limbeck never runs. Convert it to an architecture of transformers"
+        raise ModelError(f"{must}, received {told:.400}") from error
 
 
 def model_folder(name: str) -> Path:
@@ -81,7 +111,34 @@ def model_folder(name: str) -> Path:
             f"{path} must hold *.safetensors weights, received none. Convert pickled weights first: load them where you "
             "trust them and call save_pretrained(path)."
         )
+    _check_counts(path)
     return path
+
+
+def _check_counts(path: Path) -> None:
+    """Refuse layers and experts for which the files have no weights, before they are made: a number costs nothing to write."""
+    try:
+        config = parse_json((path / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path / 'config.json'} must be readable JSON, received {error}. Copy it again.") from error
+    sections = (
+        [part for part in (config, *config.values()) if isinstance(part, dict)] if isinstance(config, dict) else []
+    )
+    named = [(key, value) for part in sections for key, value in part.items() if isinstance(value, int)]
+    layers, experts = (
+        max([1, *(value for key, value in named if pattern.search(key))]) for pattern in (LAYERS, EXPERTS)
+    )
+    if layers * experts > PLAUSIBLE and layers * experts > sum(_rows(file) for file in path.glob("*.safetensors")):
+        raise ModelError(
+            f"{path / 'config.json'} must describe the weights beside it, received {layers:.6g} layers of {experts:.6g} "
+            "experts, more than these have rows. Copy the config that belongs to them."
+        )
+
+
+def _rows(file: Path) -> int:
+    with foreign(f"{file} must be a safetensors file"), safe_open(file, framework="pt") as handle:
+        shapes = [handle.get_slice(key).get_shape() for key in handle.keys()]  # noqa: SIM118
+    return sum(shape[0] for shape in shapes if shape and math.prod(shape))
 
 
 @cache
@@ -171,5 +228,8 @@ def initial_factors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def model_context(name: str) -> int | None:
     """The longest row, in tokens, that the model's config allows; None where it does not say."""
-    config = AutoConfig.from_pretrained(model_folder(name), local_files_only=True, trust_remote_code=False)
-    return getattr(config, "max_position_embeddings", None)
+    path = model_folder(name)
+    with foreign(f"{path / 'config.json'} must be a configuration of transformers"):
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) else None

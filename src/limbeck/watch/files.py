@@ -78,7 +78,7 @@ def _some_lines(file: Any, size: int) -> list[bytes]:
 def _line(text: bytes) -> Line:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     numbers = {key: value.get(key) for key in KEPT} if isinstance(value, dict) else {}
     return {key: float(x) for key, x in numbers.items() if isinstance(x, (int, float)) and abs(x) < LARGEST}

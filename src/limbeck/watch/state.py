@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from limbeck.bounds import content_of
 from limbeck.errors import FolderError
 from limbeck.folders import MANIFEST
 from limbeck.studies.step import Step
@@ -89,12 +90,14 @@ def read_state(folder: Path, planned: Planned, *, now: float) -> State:
 
     Raises:
         FolderError: it is neither.
+        DataError: a file of it says what no study writes.
     """
-    config = table(folder / CONFIG) or {}
-    if "arms" in config:
-        return _study(folder, config, planned, now)
-    if section(config, "train") and "base" in config:
-        return _single(folder, config, now)
+    with content_of(folder):
+        config = table(folder / CONFIG) or {}
+        if "arms" in config:
+            return _study(folder, config, planned, now)
+        if section(config, "train") and "base" in config:
+            return _single(folder, config, now)
     raise FolderError(
         f"watch needs the folder of a study or of a run, with its {CONFIG}, received {folder}. Check the path; where it has "
         "only just been started, try again in a moment."

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from limbeck.bounds import FLOOR
 from limbeck.cli import app, main
 from limbeck.errors import ConfigError, DataError
 from limbeck.evals.exchange import files, read_log, write_file
 from limbeck.evals.exchange.files import Archive
-from limbeck.evals.exchange.rows import Budget
+from limbeck.evals.exchange.rows import budget_of
 from limbeck.evals.tables import read_table
 from limbeck.problems.grading import GRADER_ID, grader_id
 from limbeck.stats.compare import Arm, compare
@@ -313,9 +314,10 @@ def test_many_small_members_are_bounded_together(tmp_path):
     archive.budget.limit = 10_000
     with pytest.raises(DataError, match="must hold at most 0 MiB of records"):
         [archive.record(name) for name in archive.members if name.startswith("samples/")]
-    budget = Budget(tmp_path, limit=3)
-    budget.spend(3)
-    with pytest.raises(DataError, match="Split the log by task"):
+    (tmp_path / "small").write_text("x")
+    budget = budget_of(tmp_path / "small")
+    budget.spend(FLOOR)
+    with pytest.raises(DataError, match=r"must hold at most 64 MiB of records.* Split the log by task"):
         budget.spend(1)
 
 

@@ -73,7 +73,7 @@ def test_aime(tmp_path):
     ("rows", "words"),
     [
         ((GOOD, '{"prompt": "x"'), r"line 2: a line must be JSON, received '\{\"prompt\": \"x\"'"),
-        ((GOOD, "[" * 100_000), r"line 2: a line must be JSON, received '\[+' \(maximum recursion depth"),
+        ((GOOD, "[" * 100_000), r"line 2: a line must be JSON, received '\[+' \(nesting too deep"),
         ((GOOD, "[1]"), r"line 2: a line must be a JSON object, received '\[1\]"),
         ((GOOD, {"prompt": "x", "anser": "3"}), r'line 2: a row needs the field "answer"\. Did you mean "anser"\?'),
         ((GOOD, {"prompt": "x", "answer": None}), r'line 2: a row needs the field "answer"'),

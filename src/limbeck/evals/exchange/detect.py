@@ -57,7 +57,10 @@ def read_log(path: Path, *, source: str = "", name: str = "", metric: str = "", 
     if source and source not in SOURCES:
         raise ConfigError(f'there is no source "{source}". {nearest(source, SOURCES)}')
     path = _only_log(path, source)
-    return SOURCES[source or _source_of(path)].read(path, name=name or path.stem, metric=metric, regrade=regrade)
+    try:
+        return SOURCES[source or _source_of(path)].read(path, name=name or path.stem, metric=metric, regrade=regrade)
+    except RecursionError:  # read, and too deep for whatever walks over it
+        raise DataError(f"{path} must hold records of a few levels, received nesting too deep to read.") from None
 
 
 def _only_log(path: Path, source: str) -> Path:
@@ -66,7 +69,7 @@ def _only_log(path: Path, source: str) -> Path:
     if not path.is_dir():
         raise ConfigError(f"a log must be an existing file or folder, received {path}. Check the path.")
     patterns = [SOURCES[source].pattern] if source else [one.pattern for one in SOURCES.values()]
-    found = sorted(file for pattern in patterns if pattern for file in path.rglob(pattern))
+    found = sorted(file for pattern in patterns if pattern for file in path.rglob(pattern) if file.is_file())
     if len(found) != 1:
         names = ", ".join(str(file.relative_to(path)) for file in found[:5]) or "none"
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zipfile
 import zlib
@@ -13,12 +12,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from limbeck.bounds import parse_json
 from limbeck.errors import DataError
-from limbeck.evals.exchange.rows import MAX_RECORD, Budget
+from limbeck.evals.exchange.rows import MAX_RECORD, budget_of
+from limbeck.parquet import DAMAGES, parquet_batches
 
 ZSTD = 93  # not in Python's zipfile before 3.14; pyarrow brings a decoder
 LOCAL_HEADER = 30
-BATCH_ROWS = 128
+CHUNK = 1 << 20
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, OSError, EOFError, struct.error, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
 
 
 def json_record(text: bytes | str, where: str) -> dict[str, Any]:
@@ -28,10 +32,9 @@ def json_record(text: bytes | str, where: str) -> dict[str, Any]:
         DataError: text that is not JSON, too deep, or no object.
     """
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        problem = "nesting too deep to read" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"{where} must be JSON, received {problem}. Copy the log again.") from None
+        record = parse_json(text)
+    except ValueError as error:
+        raise DataError(f"{where} must be JSON, received {error}. Copy the log again.") from None
     if not isinstance(record, dict):
         raise DataError(f"{where} must be a JSON object, received {type(record).__name__}. Is this a log of samples?")
     return record
@@ -39,7 +42,7 @@ def json_record(text: bytes | str, where: str) -> dict[str, Any]:
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each object of a JSONL file stands, and the object; empty lines do not count."""
-    budget = Budget(path)
+    budget = budget_of(path)
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MAX_RECORD + 1):
@@ -65,17 +68,15 @@ def json_document(path: Path) -> dict[str, Any]:
 
 def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row of a Parquet file stands, and the row."""
-    budget = Budget(path)
+    number = 0
     try:
-        file = pq.ParquetFile(path)
-        budget.spend(sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)))
-        budget.spent, number = 0, 0
-        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns) if columns else None):
-            budget.spend(batch.nbytes)
+        for batch in parquet_batches(path, columns, budget=budget_of(path)):
             for row in batch.to_pylist():
                 yield f"{path} row {number}", row
                 number += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except DataError:
+        raise
+    except DAMAGES as error:
         raise DataError(f"{path} must be a Parquet file, received {error}. Copy the log again.") from error
 
 
@@ -83,7 +84,7 @@ def parquet_columns(path: Path) -> list[str]:
     """The names of a Parquet file's columns."""
     try:
         return pq.read_schema(path).names
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGES as error:
         raise DataError(f"{path} must be a Parquet file, received {error}. Copy the log again.") from error
 
 
@@ -91,13 +92,13 @@ class Archive:
     """A zip of JSON objects, one read at a time; what a member claims of its size is not believed."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.budget = path, Budget(path)
-        Budget(path).spend(path.stat().st_size)  # its list of members is read whole
+        self.path, self.budget = path, budget_of(path)
+        budget_of(path).spend(path.stat().st_size)  # its list of members is read whole
         try:
             self._zip = zipfile.ZipFile(path)  # open until collected: to open it for each member costs its whole list
             self.members = {info.filename: info for info in self._zip.infolist()}
             self.num_entries = len(self._zip.infolist())
-        except (zipfile.BadZipFile, OSError, ValueError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path} must be a zip archive, received {error}. Copy the log again.") from error
 
     def record(self, name: str) -> dict[str, Any]:
@@ -111,15 +112,7 @@ class Archive:
             raise DataError(f"{where} must be in the archive, and is not. The log was cut off: copy it again.")
         try:
             content = self._content(self.members[name])
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            OSError,
-            EOFError,
-            struct.error,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
+        except UNREADABLE as error:
             raise DataError(f"{where} must be readable, received {error}. Copy the log again.") from error
         if len(content) > MAX_RECORD:
             raise DataError(
@@ -138,7 +131,12 @@ class Archive:
             file.seek(name_length + extra_length, 1)
             packed = file.read(min(info.compress_size, MAX_RECORD))
         with pa.CompressedInputStream(pa.BufferReader(packed), "zstd") as stream:
-            content = stream.read(MAX_RECORD + 1)
+            buffer = bytearray()
+            while len(buffer) <= MAX_RECORD and (
+                part := stream.read(CHUNK)
+            ):  # what it fails to read, pyarrow never frees
+                buffer += part
+            content = bytes(buffer)
         if zlib.crc32(content) != info.CRC and len(content) <= MAX_RECORD:
             raise zipfile.BadZipFile("a wrong checksum")
         return content

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError, DataError, inert
 from limbeck.evals.exchange.files import json_lines, parquet_rows
-from limbeck.evals.exchange.rows import MAX_RECORD, Answer, Budget, Regrade, table_of, text_of
+from limbeck.evals.exchange.rows import MAX_RECORD, Answer, Regrade, budget_of, table_of, text_of
 from limbeck.evals.tables import IDENTITY, SCHEMA, row_of
 from limbeck.folders import digest_of
 from limbeck.types import Finish, Outcome, ScoreTable
@@ -46,7 +46,10 @@ def write_file(table: ScoreTable, path: Path) -> Path:
         if path.suffix == ".csv":
             writer = csv.DictWriter(file, [*SCHEMA.names, *STATED])
             writer.writeheader()
-            writer.writerows({**row, "correct": int(bool(row["correct"]))} for row in rows)
+            writer.writerows(
+                {name: inert(value) for name, value in {**row, "correct": int(bool(row["correct"]))}.items()}
+                for row in rows
+            )
         else:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return path
@@ -98,14 +101,25 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    Budget(path).spend(path.stat().st_size)
+    budget_of(path).spend(path.stat().st_size)
     csv.field_size_limit(MAX_RECORD)  # of this process; its default, 128 KiB, is below a long response
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for row in (reader := csv.DictReader(file)):
-                yield f"{path} line {reader.line_num}", {str(k): v for k, v in row.items() if v not in (None, "")}
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or ())
+            if len(set(names)) < len(names):
+                raise DataError(f"{path} must name each column once, received {', '.join(names):.200}. Rename one.")
+            ours = set(STATED) <= set(names)
+            for row in reader:
+                cells = {str(k): v for k, v in row.items() if v not in (None, "")}
+                yield f"{path} line {reader.line_num}", {k: _as_it_was(v) for k, v in cells.items()} if ours else cells
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} must be CSV in UTF-8, received {error}. Export it again.") from error
+
+
+def _as_it_was(cell: Any) -> Any:
+    """A cell without the apostrophe that :func:`limbeck.errors.inert` gave it."""
+    return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and inert(cell[1:]) == cell else cell
 
 
 def _answer(where: str, row: dict[str, Any], column: str) -> Answer:
@@ -128,7 +142,7 @@ def _answer(where: str, row: dict[str, Any], column: str) -> Answer:
             response_tokens=int(row["response_tokens"]) if row.get("response_tokens") is not None else None,
             outcome=Outcome(row["outcome"]) if row.get("outcome") else None,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: a cell must be what its column says, received {error}. Mend the row.") from error
 
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from limbeck.bounds import Budget, allowed
 from limbeck.errors import ConfigError, DataError, nearest
 from limbeck.folders import digest_of
 from limbeck.problems.extract import extract
@@ -24,24 +25,10 @@ MAX_COUNT = 1 << 24  # a sample's number, tokens of a response
 MAX_RECORD = 64 << 20  # of one line, archive member or JSON document
 
 
-class Budget:
-    """Counts what was read of a log, so that a small file cannot become an endless one."""
-
-    def __init__(self, path: Path, limit: int = MAX_BYTES) -> None:
-        self.path, self.limit, self.spent = path, limit, 0
-
-    def spend(self, num_bytes: int) -> None:
-        """Book so many more bytes.
-
-        Raises:
-            DataError: more than the limit.
-        """
-        self.spent += num_bytes
-        if self.spent > self.limit:
-            raise DataError(
-                f"{self.path} must hold at most {self.limit >> 20} MiB of records, received more. Split the log by task, "
-                "or log without model calls and events."
-            )
+def budget_of(path: Path) -> Budget:
+    """What a log may hold: as much as any file, and never more than 2 GiB."""
+    way_out = "Split the log by task, or log without model calls and events."
+    return Budget(path, min(MAX_BYTES, allowed(path)), way_out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +84,7 @@ def table_of(
     if odd:
         raise DataError(
             f"{path}: problem {odd.problem_id!r}: sample and response_tokens must lie in 0 to {MAX_COUNT - 1}, received "
-            f"{odd.sample:.6g} and {odd.response_tokens or 0:.6g}. Number the samples 0, 1, ...."
+            f"{odd.sample!s:.20} and {odd.response_tokens or 0!s:.20}. Number the samples 0, 1, ...."
         )
     problems: dict[str, str] = {}
     for answer in kept:

@@ -7,7 +7,6 @@ file, eager ones (for network file systems, where mapping crawls) one sequential
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from limbeck.bounds import parse_json
 from limbeck.errors import ModelError
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
@@ -28,6 +28,7 @@ _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.safetensors$")
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias|position_ids)$")
 _INTEGERS = {"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"}
 RESUMED = (("state.pt", "weights.safetensors"), ("state.pt", "shards"))  # what a run of limbeck goes on from
+LONGEST = 128  # characters of a file's name: what any file system takes
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -160,7 +161,9 @@ def _stored(root: Path) -> Iterator[tuple[str, Stored]]:
 
 def _indexed(root: Path) -> Iterator[tuple[str, Stored]]:
     index = _json(root / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(v, str) and Path(v).name == v for v in index.values()):
+    if not isinstance(index, dict) or not all(
+        isinstance(v, str) and Path(v).name == v and len(v) < LONGEST for v in index.values()
+    ):
         raise ModelError(
             f"{root / INDEX} must hold a weight_map of tensor names to files beside it, received another content. Copy the "
             "index again."
@@ -203,7 +206,7 @@ def _header(file: Path) -> dict[str, Stored]:
             pass
         with file.open("rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
-            content = json.loads(handle.read(size))
+            content = parse_json(handle.read(size))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _damaged(file, error) from error
     return {
@@ -247,8 +250,8 @@ def _untied(
 
 def _json(path: Path) -> dict[str, object]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} must be readable JSON, received {error}. Copy it again.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} must hold a JSON object, received {type(content).__name__}. Copy it again.")

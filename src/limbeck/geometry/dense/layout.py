@@ -47,7 +47,8 @@ def match(base: Checkpoint, tuned: Sequence[Checkpoint]) -> list[Piece]:
         for name, stored in base.tensors.items():
             if stored.shape != other.tensors[name].shape:
                 raise _other_shape(base, other, name)
-    pieces = [p for name in sorted(base.tensors) for p in split(name, base.tensors[name].shape, base.config)]
+    filled = [name for name in sorted(base.tensors) if math.prod(base.tensors[name].shape)]
+    pieces = [p for name in filled for p in split(name, base.tensors[name].shape, base.config)]
     return [piece for piece in pieces if piece.entries]
 
 
