@@ -31,7 +31,7 @@ def cluster(cpus: int = 2) -> Iterator[dict[str, str]]:
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     head = subprocess.Popen(
         [sys.executable, "-c", HEAD.format(cpus=cpus, folder=folder)],
-        env={**os.environ, **found, "PYTHONPATH": path},
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | found | {"PYTHONPATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -40,7 +40,9 @@ def cluster(cpus: int = 2) -> Iterator[dict[str, str]]:
     try:
         assert head.stdin is not None
         assert head.stdout is not None
-        yield found | {"RAY_ADDRESS": head.stdout.readline().strip()}
+        address = head.stdout.readline().strip()
+        assert address, "the cluster did not start"
+        yield found | {"RAY_ADDRESS": address}
     finally:
         head.communicate()  # closes its input, at which it ends the cluster
         shutil.rmtree(folder, ignore_errors=True)

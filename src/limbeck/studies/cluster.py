@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import limbeck
 from limbeck.errors import ConfigError, LimbeckError
@@ -78,7 +79,7 @@ class Cluster:
             self.__exit__()
             raise
         # a process that was shown no GPU does not find those of a later task: where there are any, each task gets its own
-        self._run = ray.remote(max_calls=int(self._has_gpus()))(run_step)
+        self._run: Any = ray.remote(max_calls=int(self._has_gpus()))(run_step)
         self._board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
 
     def __enter__(self) -> Cluster:
