@@ -378,9 +378,10 @@ def _sibling(out: Path, role: str) -> Path:
 
 def _left_over(out: Path, role: str) -> list[Path]:
     """Siblings by processes of this machine that died, or by this one; those of other machines cannot be judged."""
-    pattern = re.compile(re.escape(f".{out.name}.{HOST}.") + rf"(\d+)\.{role}")
-    found = [(path, pattern.fullmatch(path.name)) for path in out.parent.iterdir()] if out.parent.is_dir() else []
-    return [path for path, match in found if match and (int(match[1]) == os.getpid() or not _alive(int(match[1])))]
+    begin, end = f".{out.name}.{HOST}.", f".{role}"
+    names = os.listdir(out.parent) if out.parent.is_dir() else []  # of a study there may be thousands
+    found = [(name, name[len(begin) : -len(end)]) for name in names if name.startswith(begin) and name.endswith(end)]
+    return [out.parent / n for n, pid in found if pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid)))]
 
 
 def _clean_siblings(out: Path) -> None:
