@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -37,6 +38,15 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedMo
         raise ModelError(f"{path} must load as a transformers causal language model, received: {error}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()  # type: ignore[arg-type]
+
+
+def stored_dtype(name: str) -> torch.dtype:
+    """The type in which a model's weights lie on disk; fp32 where they have several. Loaded so, they are mapped, not copied."""
+    found = set()
+    for path in model_folder(name).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118  not a mapping
+    return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(found), torch.float32)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
