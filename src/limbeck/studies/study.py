@@ -10,6 +10,7 @@ from pathlib import Path
 
 from limbeck.folders import claim, is_complete, refuse_existing, seal, write_json
 from limbeck.progress import bars
+from limbeck.stopped import forget_sentence
 from limbeck.studies.config import StudyConfig
 from limbeck.studies.facts import shape_of
 from limbeck.studies.plan import make_plan
@@ -32,6 +33,7 @@ def run_study(config: StudyConfig, out: Path, *, overwrite: bool = False) -> Pat
     if is_complete(out):
         (out / "manifest.json").unlink()  # finished steps stay: only what changed is run again
     claim(out)
+    forget_sentence(out)
     write_json(out / "config.json", config.model_dump(mode="json"))
     workers = config.workers or default_workers(shape_of(config.student).stored)
     with bars() as show:

@@ -30,6 +30,7 @@ from limbeck.folders import (
 from limbeck.geometry.delta import init_digest
 from limbeck.objectives import check_knobs, find, inputs
 from limbeck.rollouts.store import read_rollouts
+from limbeck.stopped import forget_sentence
 from limbeck.train.checkpoint import trained_weights
 from limbeck.train.data import fewer, prepare
 from limbeck.train.engine import Engine, make_engine, outside, precision, update_norm
@@ -171,6 +172,7 @@ def train(
     base_digest = model_digest(config.base)
     if processes.is_main_process:  # only now: nothing that was there is touched by a run that cannot start
         out = claim(out, overwrite=overwrite)
+        forget_sentence(out)
         _same_settings(out, config, {"base": base_digest, **job.identity}, subspace_of)
         for name, value in job.record.items():
             write_json(out / name, value)
