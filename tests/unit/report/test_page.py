@@ -275,7 +275,8 @@ def test_the_first_screen_answers_from_the_numbers(skeleton: Skeleton, results: 
 def test_long_lists_of_arms_and_later_sentences_of_the_first_screen_are_folded():
     long = Sentence("limit", "Not decided: a, b, c.", "Not decided: 3 arms.")
     others = [Sentence("geometry", f"Number {i}.") for i in range(6)]
-    page = fill("page.html.j2", [], study={"name": "s", "question": "q", "seeds": [0]}, sentences=[long, *others])
+    study = {"name": "s", "question": "q", "seeds": [0]}
+    page = fill("page.html.j2", [], study=study, sentences=[long, *others])
     assert "<summary>Not decided: 3 arms.</summary><p>Not decided: a, b, c.</p></details>" in page
     assert re.search(r"<summary>2 more</summary>\s*<p>Number 4.</p>\s*<p>Number 5.</p>\s*</details>", page)
     assert "more</summary>" not in fill(
