@@ -41,7 +41,7 @@ def server(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("serve") / "log"
-    serve = as_shown("transformers serve", FOLDER=str(resolve(TEACHER)), **{"8000": str(port)})
+    serve = as_shown("transformers serve", {"path/to/teacher": str(resolve(TEACHER)), "8000": str(port)})
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-c", CODE, *serve[1:]],
@@ -61,7 +61,7 @@ def server(tmp_path_factory):
         process.wait()
 
 
-def as_shown(command: str, **words: str) -> list[str]:
+def as_shown(command: str, words: dict[str, str]) -> list[str]:
     """The last line of the page that begins with the command, with some of its words replaced."""
     line = next(line for line in reversed(PAGE.splitlines()) if line.startswith(command))
     for shown, meant in words.items():
@@ -127,11 +127,11 @@ def test_what_the_server_cannot_give_is_refused_in_a_sentence(server, prompts):
 
 def test_the_command_of_the_page_writes_graded_rollouts(server, tmp_path):
     words = {
-        "FOLDER": str(resolve(TEACHER)),
+        "path/to/teacher": str(resolve(TEACHER)),
         "http://127.0.0.1:8000": server,
         "rollouts/served": str(tmp_path / "rollouts"),
     }
-    command = as_shown("limbeck sample", **words)[1:]
+    command = as_shown("limbeck sample", words)[1:]
     result = CliRunner().invoke(cli.app, [*command, "--num", "3", "--samples", "2", "--max-new-tokens", "120"])
     assert result.exit_code == 0, result.output
     rollout_set = read_rollouts(tmp_path / "rollouts")

@@ -7,51 +7,21 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
-import typer
 import yaml
-from typer.testing import CliRunner
 
-from limbeck import cli
+from documented import FENCE, GENERATED, MARK, PAGES, ROOT, commands, marked, run, verb_of
 from limbeck.config import Config, RunConfig
 from limbeck.studies.config import StudyConfig, load_study
 
-ROOT = Path(__file__).parents[2]
-GENERATED = {"generated/cli.md", "generated/metrics.md"}  # by `make site`
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-    if str(path.relative_to(ROOT / "docs" if path.name != "README.md" else ROOT)) not in GENERATED
-}
 README, DESIGN = PAGES["README.md"], PAGES["docs/design.md"]
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
-SMALL = {  # what is added where a marked command is run: an option given twice counts as given last
-    "study run": "--set workers=1 --set rollouts.problems.num=8 --set train.num_steps=1 --set train.batch_size=8 "
-    "--set eval.problems.num=8 --set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",
-    "sample": "--num 6 --samples 4 --max-new-tokens 64",
-    "train": "--set train.num_steps=1 --set train.batch_size=4",
-    "train --problems": "--set train.num_steps=1 --set live.prompts_per_step=2 --set live.samples=2",
-    "measure": "--draws 20",
-    "eval": "--num 4 --max-new-tokens 32",
-}
 
 
 def block(text: str, language: str) -> str:
     return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)[1]
-
-
-def commands(text: str) -> Iterator[str]:
-    """Lines of code blocks that call limbeck, without comments and what a shell does with the output."""
-    for _, language, body in FENCE.findall(text):
-        if language in ("", "sh", "bash", "console"):
-            for line in body.replace("\\\n", " ").splitlines():
-                if line.removeprefix("$ ").startswith("limbeck "):
-                    yield re.sub(r"\s+(#|[>|] ).*", "", line.removeprefix("$ "))
 
 
 def spans(text: str) -> Iterator[str]:
@@ -62,22 +32,6 @@ def spans(text: str) -> Iterator[str]:
 
 COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands(text)]
 SPANS = sorted({(page, span) for page, text in PAGES.items() for span in spans(text)})
-
-
-@cache
-def tree() -> typer.core.TyperGroup:
-    return typer.main.get_command(cli.app)
-
-
-def verb_of(words: list[str]) -> tuple[typer.core.TyperCommand, str, list[str]]:
-    """The command that the words name, its full name, and what is left of them."""
-    command, names = tree(), ["limbeck"]
-    while hasattr(command, "commands"):
-        assert words, f"{' '.join(names)} needs a verb"
-        assert words[0] in command.commands, f"{' '.join(names)} has no verb {words[0]}"
-        command, words = command.commands[words[0]], words[1:]
-        names.append(command.name)
-    return command, " ".join(names[1:]), words
 
 
 def parse(words: list[str]) -> None:
@@ -140,18 +94,14 @@ def test_every_key_that_is_set_exists():
     assert not is_setting("train.lora.rnk", RunConfig)
 
 
-@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "<!-- run by a test -->" in text])
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if MARK in text])
 def test_marked_commands_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    parts = re.findall(r"<!-- run by a test -->\n(```.*?```)", PAGES[page], re.DOTALL)
-    lines = [line for part in parts for line in commands(part)]
+    lines = marked(PAGES[page])
     assert lines
     for line in lines:
-        _, name, rest = verb_of(shlex.split(line)[1:])
-        live = " --problems" if name == "train" and "--problems" in rest else ""
-        words = shlex.split(f"{line} {SMALL.get(name + live, '')}")[1:]
-        result = CliRunner().invoke(cli.app, words)
+        result = run(line)
         assert result.exit_code == 0, (line, result.exception, result.stderr)
 
 

@@ -38,12 +38,14 @@ def study_run(
 ) -> None:
     """Everything for every arm and seed, then the report. A killed study continues where it was."""
     from limbeck.report import build
+    from limbeck.stopped import sentence_left
     from limbeck.studies.config import load_study
     from limbeck.studies.study import finish, run_study
 
-    results = run_study(load_study(study, tuple(settings or ())), out, overwrite=overwrite, on=on, shared=steps)
-    page = build(results, out)
-    finish(out, {"report": page.name})
+    with sentence_left(out):
+        results = run_study(load_study(study, tuple(settings or ())), out, overwrite=overwrite, on=on, shared=steps)
+        page = build(results, out)
+        finish(out, {"report": page.name})
     typer.echo(page)
 
 

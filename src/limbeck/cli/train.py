@@ -40,6 +40,7 @@ def train(
     """
     from limbeck.config import RunConfig, load, override, parse
     from limbeck.progress import bar
+    from limbeck.stopped import sentence_left
     from limbeck.train.live_view import live_view
     from limbeck.train.run import train as train_run
 
@@ -55,9 +56,9 @@ def train(
     if os.environ.get("RANK", "0") != "0":  # one of several processes, and not the one that speaks
         train_run(resolved, out, overwrite=overwrite)
     elif resolved.live:
-        with live_view(resolved.train.num_steps) as observe:
+        with sentence_left(out), live_view(resolved.train.num_steps) as observe:
             done = train_run(resolved, out, overwrite=overwrite, observe=observe)
         typer.echo(done)
     else:
-        with bar("train", resolved.train.num_steps) as advance:
+        with sentence_left(out), bar("train", resolved.train.num_steps) as advance:
             typer.echo(train_run(resolved, out, overwrite=overwrite, advance=advance))

@@ -170,15 +170,15 @@ def least(stored: Stored, config: TrainConfig) -> int:
 
 
 def _saving(engine: Engine, stored: Stored) -> dict[str, int]:
-    """Base and result are read again in fp32, and the trained matrices of them laid down as bf16."""
-    base = 4 * stored.entries
+    """Base and result are read again, and the trained matrices of them laid down as bf16."""
+    whole = stored.size if stored.alike else 4 * stored.entries
     if engine.config.method == "full":
-        return {"base and result, read again": 2 * base, "bf16 copy": base // 2}
+        return {"base and result, read again": whole + 4 * stored.entries, "bf16 copy": 2 * stored.entries}
     adapted = (m.get_submodule("base_layer") for m in engine.model.modules() if hasattr(m, "lora_A"))
-    touched = sum(4 * module.get_parameter("weight").numel() for module in adapted)
-    if stored.fp32:  # mapped, and no more of it touched than is read
-        return {"base, read again": touched, "bf16 copy": touched // 2}
-    return {"base, read again": base + max(stored.size, touched // 2)}
+    touched = sum(module.get_parameter("weight").numel() for module in adapted)
+    if stored.alike:  # mapped, and no more of it touched than is read
+        return {"base, read again": touched * stored.size // stored.entries, "bf16 copy": 2 * touched}
+    return {"base, read again": whole + max(stored.size, 2 * touched)}
 
 
 class _Made(TorchDispatchMode):

@@ -25,9 +25,9 @@ class Stored(NamedTuple):
     dtypes: tuple[str, ...]
 
     @property
-    def fp32(self) -> bool:
-        """Whether loading as fp32 changes nothing, so that the files are mapped instead of copied."""
-        return self.dtypes == ("F32",)
+    def alike(self) -> bool:
+        """Whether all weights have one type that a run can read them in, so that the files are mapped instead of copied."""
+        return self.dtypes in (("F32",), ("BF16",), ("F16",))
 
 
 def stored(folder: Path) -> Stored:

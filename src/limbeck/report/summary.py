@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from limbeck.report.words import bounds, count, fixed, in_a_row, listed, p_value, percent, points, span
 
+MANY = 8  # arms, of which a sentence that names more has a short form
 SHARE_CUT = 0.1  # of the answers shown; fewer are not worth a sentence on the first screen
 
 
@@ -31,10 +32,14 @@ class Verdict(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """A sentence and what it speaks of: "answer", "limit", "geometry", "path" or "published"."""
+    """A sentence and what it speaks of: "answer", "limit", "geometry", "path" or "published".
+
+    ``brief`` stands for one that names very many arms until a reader opens it.
+    """
 
     about: str
     text: str
+    brief: str = ""
 
 
 def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) -> list[Sentence]:
@@ -69,7 +74,9 @@ def _with_interval(v: Verdict) -> str:
 def _undecided(other: str, verdicts: Sequence[Verdict], n: int) -> Sentence:
     who = in_a_row([_briefly(v) for v in verdicts])
     power = _power([v.smallest_callable for v in verdicts], [v.smallest_callable_holm for v in verdicts])
-    return Sentence("limit", f"Not decided against {other} on {count(n, 'problem')} (points, Holm p): {who}. {power}")
+    begin = f"Not decided against {other} on {count(n, 'problem')}"
+    brief = f"{begin}: {count(len(verdicts), 'arm')}. {power}" if len(verdicts) > MANY else ""
+    return Sentence("limit", f"{begin} (points, Holm p): {who}. {power}", brief)
 
 
 def _power(alone: Sequence[float], holm: Sequence[float]) -> str:

@@ -56,8 +56,9 @@ def time_table(found: Estimate) -> str:
     table = Table("kind", "steps", "done", "left, one after another", "on disk", "from", title="About")
     for one in found.kinds:
         table.add_row(one.kind, str(one.steps), str(one.done), duration(one.seconds), size(one.disk), one.source)
+    low, high = (duration(found.seconds * factor) for factor in found.spread)
     return _text(table) + (
-        f"About {duration(found.seconds)} from here, {found.workers} step(s) at a time; about {size(found.disk)} on disk.\n"
+        f"{low} to {high} from here, {found.workers} step(s) at a time; about {size(found.disk)} on disk.\n"
         f"Rough. Rates: {found.how}. The last column says what a kind was taken from: the student's rates; a table of seconds on "
         "two x86-64 cores; or rates corrected by what finished steps of the kind took."
     )

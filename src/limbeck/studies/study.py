@@ -13,6 +13,7 @@ from pathlib import Path
 from limbeck.errors import FolderError
 from limbeck.folders import claim, is_complete, refuse_existing, seal, write_json
 from limbeck.progress import bars
+from limbeck.stopped import forget_sentence
 from limbeck.studies.cluster import Cluster, check_address
 from limbeck.studies.config import StudyConfig
 from limbeck.studies.executors import InProcess, Place, Processes
@@ -53,6 +54,7 @@ def run_study(
     if is_complete(out):
         (out / "manifest.json").unlink()  # finished steps stay: only what changed is run again
     claim(out)
+    forget_sentence(out)
     write_json(out / "config.json", config.model_dump(mode="json"))
     root = _steps_folder(out, shared)
     with bars() as show:

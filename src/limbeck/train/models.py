@@ -71,6 +71,15 @@ def placed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
+def stored_dtype(name: str) -> torch.dtype:
+    """The type in which a model's weights lie on disk; fp32 where they have several. Loaded so, they are mapped, not copied."""
+    found = set()
+    for path in model_folder(name).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118  not a mapping
+    return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(found), torch.float32)
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. A missing pad token is no obstacle: rows are padded by length, not by id."""
     path = model_folder(name)

@@ -33,6 +33,7 @@ from limbeck.folders import (
 from limbeck.geometry.delta import init_digest
 from limbeck.objectives import check_knobs, find, inputs
 from limbeck.rollouts.store import read_rollouts
+from limbeck.stopped import forget_sentence
 from limbeck.storage import local
 from limbeck.train.checkpoint import trained_weights
 from limbeck.train.data import fewer, prepare
@@ -197,6 +198,7 @@ def train(
     base_digest = model_digest(config.base)
     if processes.is_main_process:  # only now: nothing that was there is touched by a run that cannot start
         out = claim(out, overwrite=overwrite)
+        forget_sentence(out)
         _same_settings(out, config, {"base": base_digest, **job.identity}, subspace_of)
         for name, value in job.record.items():
             write_json(out / name, value)

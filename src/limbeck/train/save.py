@@ -18,7 +18,7 @@ from limbeck.addresses import origin
 from limbeck.config import LoraConfig
 from limbeck.folders import write_json
 from limbeck.geometry.adapters import read_adapter
-from limbeck.train.models import load_model, model_folder, tokenizer_files
+from limbeck.train.models import load_model, model_folder, stored_dtype, tokenizer_files
 
 VISIBLE = "visible.safetensors"
 
@@ -71,16 +71,16 @@ def save_visible(base: str, out: Path) -> Visible:
 
 
 def _pairs(base: str, out: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, base weight and tuned weight of every trained tensor, fp32, on the CPU."""
+    """Name, base weight and tuned weight of every trained tensor, fp32, on the CPU; the base is widened one at a time."""
     cpu = torch.device("cpu")  # what was trained may still fill the GPU
-    model = load_model(base, device=cpu)
+    model = load_model(base, dtype=stored_dtype(base), device=cpu)
     if (out / "adapter").is_dir():
         for name, factors in read_adapter(out / "adapter").modules.items():
             module = model.get_submodule(name)
-            weight = module.get_parameter("weight").detach()
+            weight = module.get_parameter("weight").detach().float()
             update = factors.left @ factors.right
             yield f"{name}.weight", weight, weight + (update.T if isinstance(module, Conv1D) else update)
         return
     tuned = dict(load_model(str(out / "model"), device=cpu).named_parameters())
     for name, weight in model.named_parameters():
-        yield name, weight.detach(), tuned[name].detach()
+        yield name, weight.detach().float(), tuned[name].detach()

@@ -1,6 +1,6 @@
 """The state as a page on this machine: it asks for the state every two seconds and draws it.
 
-Only this machine can ask, only by a name of its own, only to read, and only three things: the page, the state, the report.
+Only this machine can ask, only by a name of its own, only to read, and only the page, the state, the report and its CSVs.
 What a folder says travels as JSON and becomes text in the page, never markup.
 """
 
@@ -70,7 +70,7 @@ def make_server(watch: Watch, port: int) -> Server:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Every request passes one gate, :meth:`parse_request`, and names one of three things or nothing."""
+    """Every request passes one gate, :meth:`parse_request`, and names the page, the state, the report, a CSV of it or nothing."""
 
     readings: Watch
     server_version, sys_version = "limbeck", ""
@@ -104,8 +104,12 @@ class Handler(BaseHTTPRequestHandler):
             self._state()
         elif path == "/report.html":
             self._report()
+        elif path in (sheets := self._sheets()):
+            self._answer(HTTPStatus.OK, sheets[path].read_bytes().decode("utf-8", "replace"), "text/csv")
         else:
-            self._answer(HTTPStatus.NOT_FOUND, "There is /, /state.json and, once it is written, /report.html.\n")
+            self._answer(
+                HTTPStatus.NOT_FOUND, "There is /, /state.json and, once it is written, /report.html and its CSVs.\n"
+            )
 
     do_HEAD = do_GET  # noqa: N815 - as above
 
@@ -114,6 +118,15 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, state_json(self.readings), "application/json")
         except LimbeckError as error:
             self._answer(HTTPStatus.OK, json.dumps({"error": str(error)}), "application/json")
+
+    def _sheets(self) -> dict[str, Path]:
+        """Files that the report's links lead to, by the only way in which each can be asked for."""
+        try:
+            report = self.readings.state().report
+            found = list((Path(report).parent / "figures").iterdir()) if report else []
+        except (OSError, LimbeckError):
+            return {}
+        return {f"/figures/{p.name}": p for p in found if p.suffix == ".csv" and p.is_file() and not p.is_symlink()}
 
     def _report(self) -> None:
         try:

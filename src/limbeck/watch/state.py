@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from limbeck.bounds import content_of
 from limbeck.errors import FolderError
 from limbeck.folders import MANIFEST
+from limbeck.stopped import STOPPED
 from limbeck.studies.step import Step
 from limbeck.watch.files import lock_holders, sealed, table, writer
 from limbeck.watch.run import CONFIG, LOG, RunState, Status, diverged, read_run, section
@@ -142,7 +143,7 @@ def _study(folder: Path, config: Mapping[str, Any], planned: Planned, now: float
         runs=tuple(runs),
         report=_report(folder, complete=complete),
         go_on=shlex.join(["limbeck", "study", "run", str(folder / CONFIG), "--out", str(folder)]),
-        notes=_notes(pid, complete, status),
+        notes=_notes(pid, complete, status) + _sentence(folder, pid, complete),
     )
 
 
@@ -241,6 +242,12 @@ def _notes(pid: int | None, complete: bool, status: Mapping[str, Status]) -> tup
     )
 
 
+def _sentence(folder: Path, pid: int | None, complete: bool) -> tuple[str, ...]:
+    """In which the last attempt failed."""
+    said = str((table(folder / STOPPED) or {}).get("error", "")).rstrip(".")
+    return (f"it ended with: {said}",) if said and pid is None and not complete else ()
+
+
 def _report(folder: Path, *, complete: bool) -> str:
     """The report's path, unless it is that of an earlier study in this folder, whose settings were then replaced."""
     path = folder / REPORT
@@ -259,7 +266,7 @@ def _single(folder: Path, config: Mapping[str, Any], now: float) -> State:
     status: Status = "done" if complete else "running" if pid is not None else "stopped"
     if status == "stopped" and diverged(folder):
         status = "failed"
-    run = read_run(folder, folder.name, status)
+    run, said = read_run(folder, folder.name, status), _sentence(folder, pid, complete)
     study = folder.parent.parent
     again = ["limbeck", "train", "--config", str(folder / CONFIG), "--out", str(folder)]
     if folder.parent.name == "steps" and "arms" in (table(study / CONFIG) or {}):
@@ -279,7 +286,7 @@ def _single(folder: Path, config: Mapping[str, Any], now: float) -> State:
         runs=(run,),
         report="",
         go_on=shlex.join(again),
-        notes=() if complete or pid is not None else ("no process of this machine is at work on it",),
+        notes=() if complete or pid is not None else ("no process of this machine is at work on it", *said),
     )
 
 

@@ -120,7 +120,7 @@ def _halted(run: RunState) -> Text:
 
 
 def _end(state: State) -> list[RenderableType]:
-    parts: list[RenderableType] = [Text(f"\n{note[0].upper()}{note[1:]}.") for note in state.notes]
+    parts: list[RenderableType] = [Text(printable(f"\n{note[0].upper()}{note[1:]}.")) for note in state.notes]
     if state.status == "stopped":
         parts += [Text(printable(f"Go on with: {state.go_on}"))]
     if state.report:

@@ -20,7 +20,9 @@ from limbeck.folders import read_json, write_json
 from limbeck.geometry.table import read_measurements, write_measurements
 from limbeck.report import build
 from limbeck.report.load import FILES
+from limbeck.report.page import fill
 from limbeck.report.parts import MAX_ROWS, Sheet
+from limbeck.report.summary import Sentence
 from limbeck.types import Measurement, Null
 
 AXE = importlib.resources.files("axe_core_python") / "axe.min.js"  # the checker alone; its drivers are not used
@@ -268,6 +270,18 @@ def test_the_first_screen_answers_from_the_numbers(skeleton: Skeleton, results: 
     assert "One seed for every arm but SFT: no claim about training variance." in said
     assert "Two seeds of one objective reach" in said
     assert said.index("Do six losses") < said.index("Base answers") < said.index("What differs in the set-up")
+
+
+def test_long_lists_of_arms_and_later_sentences_of_the_first_screen_are_folded():
+    long = Sentence("limit", "Not decided: a, b, c.", "Not decided: 3 arms.")
+    others = [Sentence("geometry", f"Number {i}.") for i in range(6)]
+    study = {"name": "s", "question": "q", "seeds": [0]}
+    page = fill("page.html.j2", [], study=study, sentences=[long, *others])
+    assert "<summary>Not decided: 3 arms.</summary><p>Not decided: a, b, c.</p></details>" in page
+    assert re.search(r"<summary>2 more</summary>\s*<p>Number 4.</p>\s*<p>Number 5.</p>\s*</details>", page)
+    assert "more</summary>" not in fill(
+        "page.html.j2", [], study={"name": "s", "question": "q", "seeds": [0]}, sentences=others[:5]
+    )
 
 
 def test_every_figure_and_table_says_what_it_can_and_cannot_say(skeleton: Skeleton):

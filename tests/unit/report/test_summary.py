@@ -69,6 +69,17 @@ def test_what_could_be_called_is_said_alone_and_at_the_first_step_of_the_correct
     assert said(both, none).endswith(f"alone is 2.5 points{step}it is 4.0 points (and none for 1 of 2).")
 
 
+def test_a_sentence_of_very_many_arms_has_a_short_form_that_counts_them():
+    arms = [Verdict(f"arm {i}", 0.01, -0.02, 0.04, 0.6, 0.03) for i in range(summary.MANY + 1)]
+    _, few = summary.against("base", arms[1:], alpha=0.05, n=500)
+    _, many = summary.against("base", arms, alpha=0.05, n=500)
+    assert few.brief == ""
+    assert many.brief.startswith(
+        "Not decided against base on 500 problems: 9 arms. The smallest difference that this test"
+    )
+    assert all(arm.label in many.text and arm.label not in many.brief for arm in arms)
+
+
 def test_no_comparison_with_the_other_says_nothing():
     assert summary.against("base", [], alpha=0.05, n=0) == []
 

@@ -12,9 +12,9 @@ from limbeck.errors import ConfigError
 from limbeck.folders import publish, write_json
 from limbeck.problems.prompts import prompt_ids
 from limbeck.studies.config import StudyConfig, load_study
-from limbeck.studies.estimate import estimate, side_by_side
+from limbeck.studies.estimate import CORRECTED, estimate, side_by_side
 from limbeck.studies.facts import shape_of
-from limbeck.studies.overview import arms_table, steps_lines, time_table
+from limbeck.studies.overview import arms_table, duration, steps_lines, time_table
 from limbeck.studies.plan import make_plan
 from limbeck.studies.rates import Probe, counted, time_here
 from limbeck.studies.runner import TIMES
@@ -104,6 +104,8 @@ def test_finished_steps_are_done_and_correct_those_of_their_kind(tmp_path):
         line for line in steps_lines(plan, tmp_path).splitlines() if line.startswith("eval/base")
     )
     said = time_table(found)
+    low, high = (duration(factor * found.seconds) for factor in CORRECTED)
+    assert f"{low} to {high} from here, " in said
     assert "Rough." in said
     assert "counted, not timed" in said
     assert "at its limit of 96 tokens, so at most" in said

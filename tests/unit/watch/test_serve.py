@@ -146,12 +146,31 @@ def test_two_host_names_are_none(port):
     "target",
     ["/config.json", "/manifest.json", "/../config.json", "/%2e%2e/config.json", "/..%2f..%2fetc/passwd", "//etc/passwd",
      "/report.html/../config.json", "/steps/", "/./report.html", "/state.json/", "report.html", "\\..\\config.json",
-     "/%00", "http://localhost/config.json", "/.limbeck"],
+     "/%00", "http://localhost/config.json", "/.limbeck", "/figures/", "/figures", "/figures/../config.json",
+     "/figures/%2e%2e/config.json", "/figures/../../{csv}", "/figures/./{csv}", "/figures/{csv}/",
+     "/figures/{csv}%00", "/figures/none.csv", "/{csv}", "/results/measurements.parquet"],
 )  # fmt: skip
-def test_no_file_is_served_but_the_three(port, target):
-    answer, body = ask(port, target)
+def test_no_file_is_served_but_the_report_and_what_it_links_to(port, watched, target):
+    (csv, *_) = sorted(path.name for path in (watched.folder / "figures").iterdir())
+    answer, body = ask(port, target.replace("{csv}", csv))
     assert answer.status == 404
-    assert body == "There is /, /state.json and, once it is written, /report.html.\n"
+    assert body == "There is /, /state.json and, once it is written, /report.html and its CSVs.\n"
+
+
+def test_every_csv_that_the_report_links_to_is_served_and_no_link_out_of_the_folder(port, watched, halfway):
+    _, report = ask(port, "/report.html")
+    links = set(re.findall(r'href="(figures/[^"]+)"', report))
+    assert links
+    for link in links:
+        answer, body = ask(port, f"/{link}")
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "text/csv; charset=utf-8")
+        assert body.encode() == (watched.folder / link).read_bytes()
+    shutil.copytree(watched.folder / "figures", halfway / "figures")
+    (halfway / "report.html").write_text(report)
+    (halfway / "figures" / "secret.csv").symlink_to(halfway / "config.json")
+    with served(halfway) as other:
+        assert ask(other, "/figures/secret.csv")[0].status == 404
+        assert ask(other, f"/{min(links)}")[0].status == 200
 
 
 @pytest.mark.parametrize(

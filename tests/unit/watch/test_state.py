@@ -13,9 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from limbeck import folders
+from limbeck.cli import app
 from limbeck.errors import FolderError
-from limbeck.folders import claim, publish, seal
+from limbeck.folders import MARKER, claim, publish, seal
+from limbeck.stopped import STOPPED, sentence_left
 from limbeck.studies import runner
 from limbeck.studies.step import Step
 from limbeck.watch import files
@@ -255,3 +259,35 @@ def test_looking_never_stands_in_the_way_of_who_claims(tmp_path):
     assert files.writer(folder, files.lock_holders()) == os.getpid()
     seal(folder)
     assert files.writer(folder, files.lock_holders()) is None
+
+
+# ---------------------------------------------------------------------------------------------------- a command that failed
+
+
+def test_the_sentence_of_a_failure_is_shown_until_the_command_is_given_again(watched, tmp_path):
+    (rollouts,) = (watched.folder / "steps").glob("rollouts-*")
+    out = tmp_path / "run"
+    (out / "metrics.jsonl").mkdir(parents=True)  # so that the record cannot be written
+    (out / MARKER).touch()
+    command = ["train", "--base", "abacus:base", "--rollouts", str(rollouts), "--out", str(out)]
+    for setting in ("num_steps=1", "batch_size=4", "save_visible=false"):
+        command += ["--set", f"train.{setting}"]
+    failed = CliRunner().invoke(app, command)
+    assert isinstance(failed.exception, IsADirectoryError)
+    assert not any("ended with" in note for note in state_of(out, NOT_YET).notes)  # this process still holds it
+    folders._unlock(out)
+    state = state_of(out, NOT_YET)
+    assert (state.status, state.notes[1][:34]) == ("stopped", "it ended with: IsADirectoryError: ")
+    (out / "metrics.jsonl").rmdir()
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert state_of(out, NOT_YET).status == "complete"
+    assert STOPPED not in {path.name for path in out.iterdir()} | set(folders.read_manifest(out)["files"])
+
+
+def test_a_folder_that_another_command_holds_or_completed_gets_no_sentence(watched, claimed, tmp_path):
+    out = tmp_path / "run"
+    with claimed(out):
+        for folder in (out, watched.folder, tmp_path / "none"):
+            with pytest.raises(FolderError), sentence_left(folder):
+                raise FolderError("--out must be new")
+            assert not (folder / STOPPED).exists()
