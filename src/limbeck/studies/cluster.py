@@ -80,7 +80,7 @@ class Cluster:
             raise
         # a process that was shown no GPU does not find those of a later task: where there are any, each task gets its own
         self._run: Any = ray.remote(max_calls=int(self._has_gpus()))(run_step)
-        self._board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+        self._board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()  # pyright: ignore[reportFunctionMemberAccess]
 
     def __enter__(self) -> Cluster:
         return self
