@@ -80,7 +80,7 @@ class Cluster:
             raise
         # a process that was shown no GPU does not find those of a later task: where there are any, each task gets its own
         self._run: Any = ray.remote(max_calls=int(self._has_gpus()))(run_step)
-        self._board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()  # pyright: ignore[reportFunctionMemberAccess]
+        self._board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
 
     def __enter__(self) -> Cluster:
         return self
@@ -112,7 +112,7 @@ class Cluster:
 
     def poll(self) -> None:
         if self._asked is None and time.monotonic() - self._looked > LOOK:
-            self._asked = self._board.take.remote().future()
+            self._asked = self._board.take.remote().future()  # pyright: ignore[reportFunctionMemberAccess]
         if self._asked is not None and self._asked.done():
             shares = {} if self._asked.exception() else self._asked.result()  # a board that was lost starts again
             for name, share in shares.items():
