@@ -19,9 +19,9 @@ from limbeck.types import Normalizer
 
 
 class Config(BaseModel):
-    """Base of every section: frozen, no unknown keys, field docs from docstrings."""
+    """Base of every section: frozen, no unknown keys, finite numbers, field docs from docstrings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class LoraConfig(Config):

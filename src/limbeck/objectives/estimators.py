@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Tokens = Float[Tensor, "*tokens"]
+LOG_RATIO_LIMIT = 20.0  # nats; beyond it exp meets the end of float32 and a clipped token's gradient becomes NaN
 
 
 def k1(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:
@@ -23,9 +24,13 @@ def k2(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:
 
 
 def k3(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:
-    """exp(-D) + D - 1, at least 0. Its gradient follows KL(other||student), as the customary GRPO penalty does."""
+    """exp(-D) + D - 1, at least 0. Its gradient follows KL(other||student), as the customary GRPO penalty does.
+
+    Below D = -20 nats exp goes on along its tangent, so that value and gradient stay finite and keep their direction.
+    """
     log_ratio = logprobs - other_logprobs
-    return (-log_ratio).exp() + log_ratio - 1
+    near = (-log_ratio).clamp(max=LOG_RATIO_LIMIT)
+    return near.exp() * (1 - log_ratio - near) + log_ratio - 1
 
 
 def k3_plus(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:
