@@ -98,7 +98,7 @@ class TrainConfig(Config):
     """From torch. muon takes the hidden matrices; embeddings, head, norms and biases go to AdamW beside it."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the rate goes on after its warm-up, from transformers; wsd stays and falls at the end."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1e9)
     """Peak rate. muon's is scaled to the size of AdamW's updates, so that one rate suits both."""
     batch_size: int = Field(default=32, ge=1)
     """Items (rows or pairs) an optimizer step."""

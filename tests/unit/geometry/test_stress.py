@@ -100,7 +100,8 @@ def test_degenerate_updates_among_each_other():
         for r in rows
         if (r.metric, r.aggregation) == ("sign_agreement", "module")
     }
-    assert signs["full rank", "twin"] == 1.0 and signs["full rank", "opposite"] == 0.0
+    assert signs["full rank", "twin"] == 1.0
+    assert signs["full rank", "opposite"] == 0.0
     assert signs["1e-30", "1e30"] == 1.0  # a scale has no sign
 
 

@@ -148,4 +148,5 @@ def test_credit_of_any_rewards_is_finite_and_of_equal_ones_constant(name, reward
 @pytest.mark.parametrize("name", sorted(set(credit.CREDITS) - {"max_rl"}))
 def test_credit_of_opposite_huge_rewards_is_finite(name):
     found = credit.assign(name, torch.tensor([1e30, -1e30], dtype=torch.float64), ["p", "p"])
-    assert bool(torch.isfinite(found).all()) and found[0] > found[1]
+    assert bool(torch.isfinite(found).all())
+    assert found[0] > found[1]

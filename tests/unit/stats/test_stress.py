@@ -125,18 +125,14 @@ def test_grids_of_seeds(grid):
         assert math.isnan(number) or 0 <= number <= 1
 
 
+def several(name, grid):
+    columns = [grid[:, s : s + 1].astype(int) for s in range(grid.shape[1])]
+    return Arm(name, tuple(arm(f"{name}-{s}", rows, model_digest=f"{name}{s}") for s, rows in enumerate(columns)))
+
+
 @pytest.mark.parametrize(("one", "other"), list(product(list(GRIDS)[2:], list(GRIDS)[2:])))
 def test_arms_of_several_seeds(one, other):
-    a, b = (
-        Arm(
-            name,
-            tuple(
-                arm(f"{name}-{s}", grid[:, s : s + 1].astype(int), model_digest=f"{name}{s}")
-                for s in range(grid.shape[1])
-            ),
-        )
-        for name, grid in (("a", GRIDS[one]), ("b", GRIDS[other]))
-    )
+    a, b = (several(name, GRIDS[grid]) for name, grid in (("a", one), ("b", other)))
     found = compare([a, b])
     json.dumps(found, allow_nan=False)
     (pair,) = found["pairs"]

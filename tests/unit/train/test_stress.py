@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from tests.laws.batches import settings as admissible
 from transformers import Qwen3ForCausalLM
 
-from limbeck.batches.collate import VECTOR_INPUTS
+from limbeck.batches.collate import BEHAVIOR
 from limbeck.batches.score import score_rollouts
 from limbeck.config import LoraConfig, RunConfig, TrainConfig, parse
-from limbeck.errors import ConfigError, DegenerateError, DivergedError, LimbeckError
+from limbeck.errors import ConfigError, DegenerateError, DivergedError
 from limbeck.folders import read_manifest
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.suite import measure
@@ -33,23 +33,21 @@ from .toy import VOCAB, tiny_model, tiny_rollouts
 every = pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in OBJECTIVES.items()])
 SIZE = 32  # of the toy's hidden states
 TINY = LoraConfig(rank=2, alpha=4.0)
+STEADY = {"schedule": "constant", "warmup_fraction": 0.0}
 REWARDS = {
-    "all 0": lambda group, sample: 0.0,
-    "all 1": lambda group, sample: 1.0,
-    "equal within groups": lambda group, sample: float(group),
+    "0 for one problem, 1 for the other": lambda group, sample: float(group),
     "1e30 and -1e30": lambda group, sample: 1e30 if sample % 2 else -1e30,
-    "1e30 for all": lambda group, sample: 1e30,
 }
 
 
-def rewarded(rule, groups=2, samples=2) -> RolloutSet:
-    rollouts = tiny_rollouts(groups, samples).rollouts
+def rewarded(rule) -> RolloutSet:
+    rollouts = tiny_rollouts(2, 2).rollouts
     given = tuple(replace(r, reward=rule(int(r.problem_id[1:]), r.sample)) for r in rollouts)
     return RolloutSet(rollouts=given, provenance={})
 
 
-def columns(row, rollouts, value: float | None = None) -> dict[str, list]:
-    """What frozen models would say: random log-probs, or one number for all of them, and random hidden states."""
+def columns(row, rollouts, behavior: float | None) -> dict[str, list]:
+    """What frozen models would say: hidden states and log-probs at random, those of the sampler perhaps all one number."""
     draw = torch.Generator().manual_seed(0)
     found: dict[str, list] = {}
     for name in inputs(row):
@@ -57,32 +55,21 @@ def columns(row, rollouts, value: float | None = None) -> dict[str, list]:
         if name.endswith("_logits"):
             found[name.replace("logits", "hidden")] = [torch.randn(n, SIZE, generator=draw) for n in sizes]
         elif name == "signal" or name.endswith("_logprobs"):
-            said = [
-                torch.randn(n, generator=draw).abs().neg() if value is None else torch.full((n,), value) for n in sizes
-            ]
-            found[name] = [row.tolist() for row in said]
+            random = [torch.randn(n, generator=draw).abs().neg().tolist() for n in sizes]
+            found[name] = [[behavior] * n for n in sizes] if behavior is not None and name in BEHAVIOR else random
     return found
 
 
 def walk(
-    row, rollout_set: RolloutSet, out, *, given: float | None = None, rate: float = 1e-2, method: str = "lora"
+    row, rollout_set: RolloutSet, out, *, behavior: float | None = None, rate: float = 1e-2, steps: int = 1
 ) -> dict:
-    """Two steps of a row of the table; the weights they end at."""
+    """A few steps of a row of the table; the weights they end at."""
     knobs = {name: value for name, value in admissible(row).items() if name not in LOOP_KNOBS}
-    config = TrainConfig(
-        objective=row.name, knobs=knobs, method=method, lora=TINY, learning_rate=rate, schedule="constant",
-        warmup_fraction=0.0, batch_size=4, num_steps=2,
-    )  # fmt: skip
-    data = prepare(config, row, rollout_set, columns(row, rollout_set.rollouts, given), context=None).data
-    draw = torch.Generator().manual_seed(1)
-    frozen = {
-        n: Head(torch.randn(VOCAB, SIZE, generator=draw))
-        for n in inputs(row)
-        if n.endswith("_logits") and n != "logits"
-    }
-    model = tiny_model()
-    engine = make_engine(model if method == "full" else add_adapter(model, TINY, init_seed=0), config, frozen)
-    for step in (1, 2):
+    config = TrainConfig(objective=row.name, knobs=knobs, lora=TINY, learning_rate=rate, num_steps=2, **STEADY)
+    data = prepare(config, row, rollout_set, columns(row, rollout_set.rollouts, behavior), context=None).data
+    frozen = {name: Head(torch.ones(VOCAB, SIZE)) for name in inputs(row) if name.endswith("_logits")}
+    engine = make_engine(add_adapter(tiny_model(), TINY, init_seed=0), config, frozen)
+    for step in range(1, steps + 1):
         line = gradient(engine, data, range(len(data.items)), row, step=step, out=out)
         advance(engine)
         assert math.isfinite(finite_norm(engine, step, out))
@@ -90,16 +77,18 @@ def walk(
     return trained_tensors(engine.model)
 
 
-def finite_or_a_sentence(call) -> bool:
+def ends_finite(call) -> bool:
     """Whether it came to an end; a run that diverged says so, and what it kept."""
     try:
         weights = call()
     except DivergedError as error:
-        assert "must be finite" in str(error)
-        assert "lower train.learning_rate" in str(error)
-        return False
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
-    return True
+        said = str(error)
+    else:
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+        return True
+    assert "must be finite" in said
+    assert "lower train.learning_rate" in said
+    return False
 
 
 @every
@@ -107,45 +96,48 @@ def finite_or_a_sentence(call) -> bool:
 def test_rewards(row, rule, tmp_path):
     if not {"rewards", "advantages", "correct", "group_all_wrong"} & set(inputs(row)) and row.unit != "pair":
         return
-    try:
-        ended = finite_or_a_sentence(lambda: walk(row, rewarded(rule), tmp_path))
-    except DegenerateError as error:
-        assert (row.unit == "pair" and "received 0" in str(error)) or "mixed" in str(error)
+    equal = rule(0, 0) == rule(0, 1)
+    if equal and row.unit == "pair":
+        with pytest.raises(DegenerateError, match="both a right and a wrong rollout, received none in 2 problems"):
+            walk(row, rewarded(rule), tmp_path)
         return
-    assert ended or rule(0, 1) == 1e30
+    assert ends_finite(lambda: walk(row, rewarded(rule), tmp_path)) or not equal
 
 
 @every
-@pytest.mark.parametrize("given", [-1e9, 0.0])
-def test_given_log_probs_far_from_the_student(row, given, tmp_path):
-    if any(name in inputs(row) for name in ("signal",) + VECTOR_INPUTS) or not columns(
-        row, tiny_rollouts(1, 1).rollouts
-    ):
-        return
-    finite_or_a_sentence(lambda: walk(row, tiny_rollouts(2, 2), tmp_path, given=given))
+def test_samplers_far_from_the_student(row, tmp_path):
+    """Ratios of exp(1e9) end at exp(20); what frozen models say is as it was."""
+    if set(BEHAVIOR) & set(inputs(row)):
+        assert ends_finite(lambda: walk(row, tiny_rollouts(2, 2), tmp_path, behavior=-1e9))
 
 
 @every
 def test_a_huge_rate(row, tmp_path):
-    finite_or_a_sentence(lambda: walk(row, tiny_rollouts(2, 2), tmp_path, rate=1e3))
+    ends_finite(lambda: walk(row, tiny_rollouts(2, 2), tmp_path, rate=1e3, steps=2))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor", "muon"])
+@every
+def test_answers_of_the_end_token_alone(row, tmp_path):
+    """One prompt token, one answer token, twice the same answer with different rewards."""
+    rollout_set = RolloutSet(rollouts=tuple(lone(1, sample) for sample in range(2)), provenance={})
+    assert ends_finite(lambda: walk(row, rollout_set, tmp_path))
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("rate", [1e30, 1e3, 1e-12])
+@pytest.mark.parametrize(
+    ("optimizer", "rate"), [("adamw", 1e3), ("sgd", 1e3), ("adafactor", 1e3), ("muon", 1e3), ("adamw", 1e-12)]
+)
 def test_rates(base, rollouts, tmp_path, optimizer, method, rate):
     settings = TrainConfig(
-        optimizer=optimizer, method=method, learning_rate=rate, lora=TINY, batch_size=4, num_steps=3, schedule="constant",
-        warmup_fraction=0.0,
-    )  # fmt: skip
+        optimizer=optimizer, method=method, learning_rate=rate, lora=TINY, batch_size=4, num_steps=3, **STEADY
+    )
     out = tmp_path / "run"
 
     def weights():
         train(RunConfig(base=base, rollouts=rollouts, train=settings), out)
-        file = "adapter/adapter_model.safetensors" if method == "lora" else "model/model.safetensors"
-        return load_file(out / file)
+        return load_file(out / ("model/model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"))
 
-    ended = finite_or_a_sentence(weights)
+    ended = ends_finite(weights)
     assert ended or rate > 1
     assert (out / "manifest.json").is_file() == ended
     if ended:
@@ -153,77 +145,59 @@ def test_rates(base, rollouts, tmp_path, optimizer, method, rate):
         assert len(read_metrics(out / "metrics.jsonl")) == 3
 
 
-@pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize("rate", [0, -1, 1e39, math.nan, math.inf])
 def test_rates_that_are_none_are_refused(rate):
     with pytest.raises(ConfigError, match=r"train\.learning_rate"):
         parse(TrainConfig, {"learning_rate": rate}, where="train")
 
 
 def test_a_last_step_that_leaves_no_finite_weight_is_no_result(base, rollouts, tmp_path):
+    """Nothing is computed from its weights any more, so the update itself must be looked at."""
     settings = TrainConfig(
-        method="full", learning_rate=3e38, batch_size=4, num_steps=1, schedule="constant", warmup_fraction=0.0
+        method="full", optimizer="sgd", learning_rate=1e9, weight_decay=1e31, batch_size=4, num_steps=1, **STEADY
     )
-    with pytest.raises(DivergedError, match="every weight must be finite, received NaN or infinity at step 1"):
-        train(
-            RunConfig(base=base, rollouts=rollouts, train=settings.model_copy(update={"weight_decay": 10.0})),
-            tmp_path / "run",
-        )
-    assert not (tmp_path / "run" / "manifest.json").exists()
-    assert not list((tmp_path / "run").glob("model/*"))
+    out = tmp_path / "run"
+    with pytest.raises(DivergedError, match=r"every weight must be finite, received NaN or infinity at step 1\."):
+        train(RunConfig(base=base, rollouts=rollouts, train=settings), out)
+    assert not (out / "manifest.json").exists()
+    assert not (out / "model").exists()
 
 
-@pytest.mark.parametrize("rank", [1, 16, 32, 200])
+@pytest.mark.parametrize("rank", [1, 16, 200])
 def test_ranks_up_to_full_and_beyond(base, rollouts, tmp_path, rank):
-    """The narrowest matrix of the toy is 16 wide: 200 is beyond every one of them."""
+    """The narrowest matrix of the toy is 16 wide, 200 is beyond every one of them."""
     settings = TrainConfig(learning_rate=1e-2, lora=LoraConfig(rank=rank, alpha=8.0), batch_size=4, num_steps=2)
-    out = train(RunConfig(base=base, rollouts=rollouts, train=settings), tmp_path / f"rank{rank}")
+    out = train(RunConfig(base=base, rollouts=rollouts, train=settings), tmp_path / "run")
     assert math.isfinite(read_manifest(out, "run")["update_norm"])
     delta = read_adapter(out)
+    kept = {name: factors for name, factors in delta.modules.items() if name.endswith("layers.0.self_attn.k_proj")}
+    delta = replace(delta, modules=kept)
     rows = measure([delta, replace(delta, name="again")], ks=(1, 10), draws=20, workers=1)
     assert all(math.isfinite(row.value) or row.reason for row in rows)
-    norm = next(
-        row.value for row in rows if row.metric == "frobenius_norm" and row.aggregation == "stacked" and not row.kind
-    )
-    assert norm == pytest.approx(read_manifest(out, "run")["update_norm"], rel=1e-4)
-    same = [row.value for row in rows if row.metric == "cosine"]
-    assert same == pytest.approx([1.0] * len(same))
+    cosines = [row.value for row in rows if row.metric == "cosine"]
+    assert cosines == pytest.approx([1.0] * len(cosines))
+    assert cosines
 
 
-def lone(length: int, sample: int = 0, prompt: int = 1) -> Rollout:
+def lone(length: int, sample: int = 0) -> Rollout:
     ids = (*(2 + i % (VOCAB - 2) for i in range(length - 1)), 1)
     return Rollout(
-        problem_id="p", sample=sample, prompt_ids=(5,) * prompt, response_ids=ids, behavior_logprobs=(-1.0,) * length,
+        problem_id="p", sample=sample, prompt_ids=(5,), response_ids=ids, behavior_logprobs=(-1.0,) * length,
         reward=float(sample % 2), finish=Finish.STOP, response="",
     )  # fmt: skip
 
 
-@every
-def test_answers_of_the_end_token_alone(row, tmp_path):
-    """One prompt token, one answer token, twice the same answer with different rewards."""
-    rollout_set = RolloutSet(rollouts=tuple(lone(1, sample) for sample in range(2)), provenance={})
-    assert finite_or_a_sentence(lambda: walk(row, rollout_set, tmp_path))
-
-
-@pytest.fixture(scope="module")
-def roomy() -> Qwen3ForCausalLM:
-    """The toy with one layer and a context of 16,384 tokens."""
+def test_an_answer_of_ten_thousand_tokens(tmp_path):
     config = tiny_model().config
-    config.update(
-        {"max_position_embeddings": 16384, "num_hidden_layers": 1, "num_attention_heads": 1, "layer_types": None}
-    )
-    torch.manual_seed(0)
-    return Qwen3ForCausalLM(config).eval()
-
-
-def test_an_answer_of_ten_thousand_tokens(roomy, tmp_path):
-    rollouts = [lone(10_000)]
-    ((*scores,),) = score_rollouts(roomy, rollouts)
+    config.max_position_embeddings, config.num_hidden_layers, config.layer_types = 16384, 1, ["full_attention"]
+    roomy = Qwen3ForCausalLM(config).eval()
+    (scores,) = score_rollouts(roomy, [lone(10_000)])
     assert len(scores) == 10_000
     assert all(map(math.isfinite, scores))
-    config = TrainConfig(lora=TINY, learning_rate=1e-3, batch_size=1, num_steps=1)
-    row, rollout_set = OBJECTIVES["sft"], RolloutSet(rollouts=tuple(rollouts), provenance={})
-    data = prepare(config, row, rollout_set, {}, context=16384).data
-    line = gradient(make_engine(add_adapter(roomy, TINY, init_seed=0), config), data, [0], row, step=1, out=tmp_path)
+    settings = TrainConfig(lora=TINY, learning_rate=1e-3, batch_size=1, num_steps=1)
+    row, rollout_set = OBJECTIVES["sft"], RolloutSet(rollouts=(lone(10_000),), provenance={})
+    data = prepare(settings, row, rollout_set, {}, context=16384).data
+    line = gradient(make_engine(add_adapter(roomy, TINY, init_seed=0), settings), data, [0], row, step=1, out=tmp_path)
     assert line["loss"] == pytest.approx(-sum(scores) / 10_000, rel=1e-4)
 
 
@@ -235,8 +209,8 @@ def test_a_context_that_is_too_short_is_a_sentence(base, tmp_path):
 
 
 def test_a_selection_that_leaves_nothing_is_a_sentence(base, tmp_path):
-    rollouts = str(write_rollouts(rewarded(REWARDS["all 0"]), tmp_path / "rollouts"))
+    rollouts = str(write_rollouts(rewarded(lambda group, sample: 0.0), tmp_path / "rollouts"))
     for settings in ({"selection": "correct"}, {"objective": "dpo"}):
-        with pytest.raises(LimbeckError, match="received 0|mixed"):
+        with pytest.raises(DegenerateError, match="received none in"):
             train(RunConfig(base=base, rollouts=rollouts, train=TrainConfig(num_steps=1, **settings)), tmp_path / "run")
         assert not (tmp_path / "run").exists()
