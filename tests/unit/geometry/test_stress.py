@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tests.unit.geometry.dense import factories
 
-from limbeck.errors import ModelError
+from limbeck.errors import ConfigError, ModelError
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.dense.checkpoints import open_checkpoint
 from limbeck.geometry.dense.suite import measure as measure_dense
@@ -115,6 +115,12 @@ def test_ranks_of_updates_whose_answer_is_known():
     ranks = [r.value for r in rows if r.unit == "rank" and r.aggregation == "module"]
     assert ranks == pytest.approx([1.0] * len(ranks))
     assert ranks
+
+
+@pytest.mark.parametrize("draws", [0, 1])
+def test_nulls_of_hardly_any_draws_are_refused(draws):
+    with pytest.raises(ConfigError, match=f"draws >= 20, received .* draws = {draws}"):
+        measure(deltas(factors(1)), draws=draws)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -214,3 +214,9 @@ def test_a_selection_that_leaves_nothing_is_a_sentence(base, tmp_path):
         with pytest.raises(DegenerateError, match="received none in"):
             train(RunConfig(base=base, rollouts=rollouts, train=TrainConfig(num_steps=1, **settings)), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_no_rollout_at_all_is_a_sentence(base, tmp_path):
+    rollouts = str(write_rollouts(RolloutSet(rollouts=(), provenance={}), tmp_path / "rollouts"))
+    with pytest.raises(DegenerateError, match="a run learns from at least one rollout, received none"):
+        train(RunConfig(base=base, rollouts=rollouts, train=TrainConfig(num_steps=1)), tmp_path / "run")
