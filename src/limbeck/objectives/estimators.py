@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 Tokens = Float[Tensor, "*tokens"]
-LOG_RATIO_LIMIT = 20.0  # nats; beyond it exp meets the end of float32 and a clipped token's gradient becomes NaN
+LOG_RATIO_LIMIT = (
+    20.0  # nats; beyond it exp meets the end of float32 and a gradient becomes infinite, or NaN where clipped
+)
 
 
 def k1(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:
@@ -28,9 +30,9 @@ def k3(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:
 
     Below D = -20 nats exp goes on along its tangent, so that value and gradient stay finite and keep their direction.
     """
-    log_ratio = logprobs - other_logprobs
-    near = (-log_ratio).clamp(max=LOG_RATIO_LIMIT)
-    return near.exp() * (1 - log_ratio - near) + log_ratio - 1
+    below = other_logprobs - logprobs
+    near = below.clamp(max=LOG_RATIO_LIMIT)
+    return near.exp() * (1 + (below - near)) - below - 1
 
 
 def k3_plus(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:

@@ -143,7 +143,7 @@ def _check_cache(
     allowed /= min(1.0, decoding.sampling_temperature or 1.0)  # what divides logits multiplies their rounding
     if not gap <= allowed:
         raise ModelError(
-            f"log-probs while decoding must be those of one pass over the text within {allowed} nats, received a gap "
+            f"log-probs while decoding must be those of one pass over the text within {allowed:.2g} nats, received a gap "
             f"of {gap:.2g}. {type(model).__name__} cannot be decoded here with a key-value cache and left padding."
         )
 

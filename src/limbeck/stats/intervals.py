@@ -177,6 +177,8 @@ def ratio_of_items(
     around = item_bootstrap(
         (top - value * bottom) / bottom.mean(), seed=seed, level=level, draws=draws
     )  # of mean 0, up to rounding
+    if math.isnan(around.value):
+        return undefined("ratio_bootstrap", top.size, level, around.reason, seed)
     low, high = value + around.low, value + around.high
     return Estimate(
         value=value, low=min(low, value), high=max(high, value), level=level, method="ratio_bootstrap", n=top.size,

@@ -263,7 +263,7 @@ def finite_norm(engine: Engine, step: int, out: Path) -> float:
     norm = update_norm(engine)
     if not math.isfinite(norm):
         raise DivergedError(
-            NOT_FINITE.format("weight", step) + f". Nothing of that step is kept, checkpoints of earlier ones are in "
+            f"{NOT_FINITE.format('weight', step)}. Nothing of that step is kept, checkpoints of earlier ones, if any, are in "
             f"{out / 'checkpoints'}; lower train.learning_rate = {engine.config.learning_rate:g}."
         )
     return norm

@@ -71,15 +71,18 @@ def test_accuracies(rows):
 def test_a_bootstrap_of_hardly_any_draws(draws):
     for values in ([0.0, 1.0], [0.0, 1e-300], [-1e30, 1e30], [0.1, 0.2, 0.3]):
         for seed in range(5):
-            found = item_bootstrap(values, seed=seed, draws=draws)
-            assert math.isnan(found.value) == bool(found.reason) or found.low <= found.value <= found.high
+            for found in (
+                item_bootstrap(values, seed=seed, draws=draws),
+                ratio_of_items(values, [1.0] * len(values), seed=seed, draws=draws),
+            ):
+                sound(found, -math.inf, math.inf)
 
 
-@pytest.mark.parametrize(("one", "other"), list(product(TABLES, TABLES)))
+@pytest.mark.parametrize(
+    ("one", "other"), [(a, b) for a, b in product(TABLES, TABLES) if len(TABLES[a]) == len(TABLES[b])]
+)
 def test_pairs_of_tables(one, other):
     a, b = TABLES[one], TABLES[other]
-    if len(a) != len(b):
-        return
     found = compare([arm("a", a), arm("b", b)])
     json.dumps(found, allow_nan=False)
     (pair,) = found["pairs"]
