@@ -37,7 +37,7 @@ UNREAD = (
     "*/identity.json",
     "*/README.md",
     f"{STUDY}/*/checkpoints/*",
-    "*/generation_config.json",
+    "*/selection.json",
 )
 
 

@@ -21,8 +21,8 @@ MANIFEST = "manifest.json"
 MARKER = ".limbeck"  # the first file in every folder of ours: an unfinished folder without it is not ours to replace
 DEPTH = 6  # folders from a file up to the one whose manifest names it: study/steps/run/kept/step/adapter
 KEYS = {"kind", "files", "versions"}  # that every manifest of ours has
-OURS = b'"limbeck"'  # that every manifest's versions begin with: it tells a damaged one of ours from a stranger's file
 OWN = "sha256 of this file with zeros in its place: "
+OURS = (OWN.encode(), b'"limbeck"')  # tell a damaged manifest of ours from a stranger's file; one bit cannot break both
 _OWN = re.compile(rb'(?<="self": "' + re.escape(OWN.encode()) + rb')[0-9a-f]{64}(?=")')
 BLOCK = 1 << 22  # bytes read at a time
 SETTLED = 0.1  # seconds after which a change of a file surely changes its times; the clocks of file systems tick slowly
@@ -126,7 +126,7 @@ def checked_manifest(text: bytes, path: Path | str) -> dict[str, Any] | None:
 
 def is_manifest(text: bytes) -> bool:
     """Whether this is the text of a manifest of ours, damaged or not."""
-    return _parsed(text) is not None or OURS in text
+    return _parsed(text) is not None or any(sign in text for sign in OURS)
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
