@@ -22,7 +22,12 @@ MARKER = ".limbeck"  # the first file in every folder of ours: an unfinished fol
 DEPTH = 6  # folders from a file up to the one whose manifest names it: study/steps/run/kept/step/adapter
 KEYS = {"kind", "files", "versions"}  # that every manifest of ours has
 OWN = "sha256 of this file with zeros in its place: "
-OURS = (OWN.encode(), b'"limbeck"')  # tell a damaged manifest of ours from a stranger's file; one bit cannot break both
+SIGNS = (
+    OWN.encode(),
+    b'"limbeck": "',
+    b'"versions": {',
+    b'"files": {',
+)  # of a manifest of ours, one damaged at any place
 _OWN = re.compile(rb'(?<="self": "' + re.escape(OWN.encode()) + rb')[0-9a-f]{64}(?=")')
 BLOCK = 1 << 22  # bytes read at a time
 SETTLED = 0.1  # seconds after which a change of a file surely changes its times; the clocks of file systems tick slowly
@@ -114,7 +119,7 @@ def checked_manifest(text: bytes, path: Path | str) -> dict[str, Any] | None:
     if not is_manifest(text):
         return None
     stated = _OWN.search(text)
-    without = stated is None and not (b'"self"' in text or OWN.encode() in text)  # one bit cannot take both away
+    without = stated is None and not (b'"self": "' in text or OWN.encode() in text)  # one bit cannot take both away
     same = stated is not None and hashlib.sha256(_OWN.sub(b"0" * 64, text, count=1)).hexdigest().encode() == stated[0]
     if manifest is None or not (same or without):
         raise ProvenanceError(
@@ -126,7 +131,7 @@ def checked_manifest(text: bytes, path: Path | str) -> dict[str, Any] | None:
 
 def is_manifest(text: bytes) -> bool:
     """Whether this is the text of a manifest of ours, damaged or not."""
-    return _parsed(text) is not None or any(sign in text for sign in OURS)
+    return _parsed(text) is not None or sum(sign in text for sign in SIGNS) >= len(SIGNS) - 1
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
