@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from limbeck.digests import sound
 from limbeck.errors import ConfigError, nearest
 from limbeck.types import Normalizer
 
@@ -302,6 +303,7 @@ def load(path: Path) -> dict[str, Any]:
         raise ConfigError(f"a config must be an existing TOML or JSON file, received {path}. Check the path.")
     if path.stat().st_size > LARGEST:
         raise ConfigError(f"{path} must have at most {LARGEST >> 20} MiB, received more. Is this a study's file?")
+    sound(path)
     try:
         text = path.read_text(encoding="utf-8")
         if MANY_DOTS.search(text):

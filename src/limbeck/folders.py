@@ -26,10 +26,9 @@ from typing import Any
 
 import limbeck
 from limbeck.addresses import origin
+from limbeck.digests import MANIFEST, MARKER, file_digest, is_manifest, read_sealed, sealed_text, sound, unsealed
 from limbeck.errors import DataError, FolderError
 
-MANIFEST = "manifest.json"
-MARKER = ".limbeck"  # the first file in every folder of ours: an unfinished folder without it is not ours to replace
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "scipy", "math-verify", "pyarrow")
 
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # tells machines apart and names none
@@ -96,7 +95,7 @@ def claim(out: Path | str, *, overwrite: bool = False) -> Path:
 
 
 def seal(folder: Path | str, *, kind: str = "", facts: Mapping[str, Any] | None = None) -> None:
-    """Write the manifest: digests of every file, versions, revision, host and the given facts. Last act of a verb.
+    """Write the manifest: digests of every file and its own, versions, revision, host and the given facts. Last act of a verb.
 
     Ends the claim on the folder, and what it replaces goes. Under ``files`` the facts may have digests that are known
     already; these files are not read again.
@@ -114,9 +113,31 @@ def seal(folder: Path | str, *, kind: str = "", facts: Mapping[str, Any] | None 
         "files": {name: known.get(name) or file_digest(p) for name, p in names.items()},
         **facts,
     }
-    write_json(folder / MANIFEST, manifest)
+    _put(folder / MANIFEST, manifest_bytes(manifest))
     _clean_siblings(folder)
     _unlock(folder)
+
+
+def amend(folder: Path | str, *names: str) -> None:
+    """Put files into the manifest of a complete folder that a later verb wrote there anew; a folder without one stays so.
+
+    Args:
+        folder: the folder.
+        names: of files in it, or of folders in it, whose files these are all.
+
+    Raises:
+        ProvenanceError: the manifest is damaged.
+    """
+    folder = Path(folder)
+    manifest = read_sealed(folder / MANIFEST)
+    if manifest is None:
+        return
+    written = [file for name in names for file in (folder / name, *(folder / name).rglob("*")) if file.is_file()]
+    others = {
+        n: d for n, d in manifest["files"].items() if not any(n == name or n.startswith(f"{name}/") for name in names)
+    }
+    files = {**others, **{file.relative_to(folder).as_posix(): file_digest(file) for file in written}}
+    _put(folder / MANIFEST, manifest_bytes({**manifest, "files": files}))
 
 
 def refuse_existing(out: Path | str, *, overwrite: bool = False) -> None:
@@ -148,12 +169,11 @@ def refuse_existing(out: Path | str, *, overwrite: bool = False) -> None:
 
 
 def is_complete(path: Path | str) -> bool:
-    """Whether a verb finished this folder: its manifest is there, and it is one of ours."""
+    """Whether a verb finished this folder: its manifest is there, and it is one of ours, damaged or not."""
     try:
-        manifest = read_json(Path(path) / MANIFEST)
-    except (OSError, DataError):
+        return is_manifest((Path(path) / MANIFEST).read_bytes())
+    except OSError:
         return False
-    return isinstance(manifest, dict) and {"kind", "files", "versions"} <= manifest.keys()
 
 
 def read_manifest(path: Path | str, kind: str = "") -> dict[str, Any]:
@@ -161,6 +181,7 @@ def read_manifest(path: Path | str, kind: str = "") -> dict[str, Any]:
 
     Raises:
         FolderError: no folder, an unfinished one, or one of another kind.
+        ProvenanceError: the manifest is damaged.
     """
     _refuse_url(path)
     path = Path(path)
@@ -169,12 +190,12 @@ def read_manifest(path: Path | str, kind: str = "") -> dict[str, Any]:
         raise FolderError(f"an input must be a folder that a verb wrote, received the file {path}. {way}.")
     if not path.is_dir():
         raise FolderError(f"an input must be an existing folder, received {path}. Check the path.")
-    if not is_complete(path):
+    manifest = read_sealed(path / MANIFEST)
+    if manifest is None:
         raise FolderError(
             f"an input folder must be complete (have a {MANIFEST}), received {path}. "
             "Run the step that writes it again; it was interrupted, or this is another folder."
         )
-    manifest = read_json(path / MANIFEST)
     if kind and manifest.get("kind") != kind:
         raise FolderError(
             f"{path} must be a {kind} folder, received one of kind {manifest.get('kind')!r}. "
@@ -208,9 +229,12 @@ def stated(manifest: Mapping[str, Any], path: Path | str, **kinds: type) -> None
 
 def write_json(path: Path | str, value: Any) -> None:
     """Sorted keys, two spaces, NaN and infinities as null; appears whole or not at all."""
-    path = Path(path)
+    _put(Path(path), json_bytes(value))
+
+
+def _put(path: Path, text: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(json_bytes(value))
+    temporary.write_bytes(text)
     os.replace(temporary, path)
 
 
@@ -220,12 +244,19 @@ def json_bytes(value: Any) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The text of a manifest, its own digest in it."""
+    return sealed_text(json_bytes({**manifest, "self": unsealed()}))
+
+
 def read_json(path: Path | str) -> Any:
     """What :func:`write_json` wrote.
 
     Raises:
         DataError: the file is not JSON.
+        ProvenanceError: it is not what was written, see :func:`limbeck.digests.sound`.
     """
+    sound(path)
     try:
         return json.loads(Path(path).read_bytes().decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
@@ -263,12 +294,6 @@ def digest_of(value: Any) -> str:
     """
     text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def file_digest(path: Path | str) -> str:
-    """sha256 of a file's bytes."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 RESERVED = {"con", "prn", "aux", "nul", "manifest", *(f"{d}{i}" for d in ("com", "lpt") for i in range(10))}

@@ -19,13 +19,14 @@ import fsspec
 from fsspec.callbacks import Callback
 
 from limbeck.addresses import cache_root, checked, is_url, key_of, place
+from limbeck.digests import checked_manifest, known_digest
 from limbeck.errors import DataError, FolderError, LimbeckError, ServerError
 from limbeck.folders import (
     MANIFEST,
     MARKER,
     file_digest,
     is_complete,
-    json_bytes,
+    manifest_bytes,
     read_json,
     read_manifest,
     seal,
@@ -48,7 +49,8 @@ def local(name: str | os.PathLike[str]) -> Path:
 def fetch(url: str) -> Path:
     """The local copy of a complete folder, or of what lies in one: each file came once and has its manifest's digest.
 
-    Copies are kept below the cache by the digest of their manifest. An interrupted copy is continued.
+    Copies are kept below the cache by the digest of their manifest. An interrupted copy is continued, and what was damaged
+    in one since is fetched again.
 
     Args:
         url: of the folder, or of a part of it: a run's ``model``, a step that it kept.
@@ -57,6 +59,7 @@ def fetch(url: str) -> Path:
         ConfigError: a URL that is refused, see :func:`limbeck.addresses.checked`.
         FolderError: no complete folder is there.
         DataError: a file is not what the manifest says.
+        ProvenanceError: the manifest is damaged.
         ServerError: the storage does not answer, or its package is not installed.
     """
     url = checked(url)
@@ -67,9 +70,11 @@ def fetch(url: str) -> Path:
             f"a URL must lead to a folder that limbeck published (with a {MANIFEST}), received {url}, where there is none. "
             "Publish it, or copy other files, a model's or a data set's, to this machine and give their path."
         )
+    checked_manifest(written, f"{folder}/{MANIFEST}")
     copy, files = place("in", key_of(written), folder), json.loads(written)["files"]
     part = copy / url.removeprefix(folder).lstrip("/")
     with _locked(copy, folder, wait=True):
+        _drop_damaged(copy, part, written, files)
         if not is_complete(copy):
             _fetch_files(folder, files, copy)
             _put_in_place(copy / MANIFEST, lambda path: path.write_bytes(written))
@@ -98,7 +103,9 @@ def publish(folder: Path, url: str, *, overwrite: bool = False) -> None:
         for name, digest in whole["files"].items()
         if whole["kind"] != "study" or not name.startswith(STEPS)
     }
-    manifest = (folder / MANIFEST).read_bytes() if files == whole["files"] else json_bytes({**whole, "files": files})
+    manifest = (
+        (folder / MANIFEST).read_bytes() if files == whole["files"] else manifest_bytes({**whole, "files": files})
+    )
     former = _refuse_existing(url, overwrite=overwrite)
     with _talking(url), bar("publish", len(files)) as advance:
         fs, root = _open(url)
@@ -212,6 +219,18 @@ def _manifests(url: str) -> Iterator[tuple[bytes, str]]:
         written = _read(fs, f"{root}/{MANIFEST}")
         if written and _parsed(written):
             yield written, folder
+
+
+def _drop_damaged(copy: Path, part: Path, written: bytes, files: dict[str, str]) -> None:
+    """Remove from a copy what is no longer what came, so that it comes again; of its files those that are asked for."""
+    if not is_complete(copy):
+        return
+    asked = {name: copy / name for name in files if (copy / name).is_relative_to(part)}
+    damaged = [path for name, path in asked.items() if not path.is_file() or known_digest(path) != files[name]]
+    if damaged or (copy / MANIFEST).read_bytes() != written:
+        (copy / MANIFEST).unlink()
+        for path in damaged:
+            path.unlink(missing_ok=True)
 
 
 def _fetch_files(url: str, files: dict[str, str], copy: Path) -> None:

@@ -126,6 +126,17 @@ def test_the_fuzzer_changes_what_it_is_given_and_finds_nothing_in_a_few_inputs(t
     assert not counts["findings"]
 
 
+def test_flipped_bits_are_found_and_named(tmp_path):
+    import corruption
+
+    corruption.make(tmp_path)
+    files = corruption.files_of(tmp_path)
+    assert len({Path(name).parts[2] for name in files if name.startswith("study/steps")}) == 11  # a step of every kind
+    counts = corruption.flip_all(tmp_path, 40, seed=1)
+    assert counts["verify"] == counts["flips"] == 40
+    assert counts["refused"] == counts["read"] > 20
+
+
 def test_a_job_that_fails_says_why():
     import common
 

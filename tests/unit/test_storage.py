@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from limbeck import addresses, folders, storage
-from limbeck.errors import ConfigError, DataError, FolderError, ServerError
+from limbeck.errors import ConfigError, DataError, FolderError, ProvenanceError, ServerError
 
 URL = "memory://bucket/runs/a"
 FILES = {"config.json": "{}", "deep/weights.bin": "w" * 1000, "metrics.jsonl": "1\n2\n"}
@@ -71,6 +71,23 @@ def test_a_part_of_a_folder_is_in_its_copy(tmp_path):
         storage.fetch(f"{URL}/shallow")
 
 
+def test_what_was_damaged_in_a_copy_comes_again_and_a_damaged_manifest_is_refused(tmp_path):
+    storage.publish(made(tmp_path / "a"), URL)
+    copy = storage.fetch(URL)
+    for damage in (
+        lambda: (copy / "config.json").write_text("{ }"),
+        lambda: (copy / "deep/weights.bin").unlink(),
+        lambda: (copy / folders.MANIFEST).write_text((copy / folders.MANIFEST).read_text().replace("run", "rum", 1)),
+    ):
+        damage()
+        assert storage.fetch(URL) == copy
+        assert {name: (copy / name).read_text() for name in FILES} == FILES
+        assert folders.read_manifest(copy, "run")
+    put(folders.MANIFEST, (copy / folders.MANIFEST).read_text().replace('"kind": "run"', '"kind": "rum"'))
+    with pytest.raises(ProvenanceError, match=rf"{URL}/manifest.json must be as it was written"):
+        storage.fetch(URL)
+
+
 def test_each_file_comes_once(tmp_path):
     storage.publish(made(tmp_path / "a"), URL)
     copy = storage.fetch(URL)
@@ -106,7 +123,7 @@ def test_a_manifest_cannot_write_outside_its_folder(tmp_path):
     storage.publish(made(tmp_path / "a"), URL)
     manifest = json.loads(MemoryFileSystem().cat_file(f"{URL}/manifest.json"))
     for name in ("../../../../evil", "/tmp/evil"):
-        put("manifest.json", json.dumps({**manifest, "files": {name: "0"}}))
+        put("manifest.json", folders.manifest_bytes({**manifest, "files": {name: "0"}}).decode())
         with pytest.raises(DataError, match="must lie inside it"):
             storage.fetch(URL)
 

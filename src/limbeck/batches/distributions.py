@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from limbeck.batches.forward import head_of, unwrapped
 from limbeck.batches.score import check_rollouts, frozen_passes
 from limbeck.batches.whole import Top, frozen_inputs
+from limbeck.digests import sound
 from limbeck.errors import ConfigError, ProvenanceError
 from limbeck.folders import publish, read_manifest
 from limbeck.heads import Head, cut, likeliest
@@ -133,7 +134,7 @@ def read_hidden(path: Path, rollout_set: RolloutSet) -> tuple[Sequence[Tensor], 
         ProvenanceError: it was made for other rollouts.
     """
     manifest = check_rollouts(path, "hidden", rollout_set)
-    tensors = load_file(path / HEAD_FILE)
+    tensors = load_file(sound(path / HEAD_FILE))
     head = Head(tensors["weight"], tensors.get("bias"), manifest["scale"], manifest["softcap"])
     return StoredRows(path / ROWS_FILE, "hidden", rollout_set), head
 
@@ -162,7 +163,7 @@ class StoredRows(Sequence[Tensor]):
     """One (tokens, size) tensor per rollout, out of a memory-mapped file, in the type that it was stored in."""
 
     def __init__(self, path: Path, name: str, rollout_set: RolloutSet) -> None:
-        self._file = safe_open(path, framework="pt")
+        self._file = safe_open(sound(path), framework="pt")
         self._rows, self._offsets = self._file.get_slice(name), self._file.get_tensor("offsets").tolist()
         if self._offsets != _offsets(rollout_set):
             raise ProvenanceError(

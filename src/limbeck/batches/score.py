@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from limbeck.batches import align
 from limbeck.batches.collate import TrainingData, collate, micro_batches
 from limbeck.batches.forward import check_head, head_of, hidden_states, unwrapped
+from limbeck.digests import sound
 from limbeck.errors import ProvenanceError
 from limbeck.folders import claim, publish, read_manifest, write_json
 from limbeck.heads import score_tokens
@@ -189,7 +190,7 @@ def read_scores(path: Path, rollout_set: RolloutSet, *, kind: str = "logprobs") 
     check_rollouts(path, kind, rollout_set)
     records, keys, num_impossible = Records(), rollout_set.outline.every_key(), 0
     lengths = [np.zeros(0, dtype=np.int32)]
-    with pq.ParquetFile(path / "logprobs.parquet") as file:
+    with pq.ParquetFile(sound(path / "logprobs.parquet")) as file:
         for batch in file.iter_batches(batch_size=READ_ROWS):
             table = pa.Table.from_batches([batch]).cast(SCHEMA)
             flat, sizes = ragged(table["logprobs"])

@@ -12,7 +12,7 @@ import typer
 
 # isort: off
 # a verb registers itself on import; the order is that of --help
-from limbeck.cli import studies, watch, doctor, rollouts, signal, train, scores, geometry, tables  # noqa: F401
+from limbeck.cli import studies, watch, doctor, rollouts, signal, train, scores, geometry, tables, verify  # noqa: F401
 
 # isort: on
 from limbeck.cli.options import app

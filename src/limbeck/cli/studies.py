@@ -170,6 +170,7 @@ def report(
 ) -> None:
     """Results to one self-contained HTML page, with a CSV beside every figure; or its figures as files for print."""
     from limbeck.errors import ConfigError
+    from limbeck.folders import amend
     from limbeck.report import build, several, vector
     from limbeck.report import markdown as as_markdown
 
@@ -190,7 +191,10 @@ def report(
     elif markdown:
         typer.echo(as_markdown(several.results_of(studies[0])), nl=False)
     else:
-        typer.echo(build(several.results_of(studies[0]), out or _beside(studies[0])))
+        folder = out or _beside(studies[0])
+        page = build(several.results_of(studies[0]), folder)
+        amend(folder, page.name, "figures")
+        typer.echo(page)
 
 
 def _beside(study: Path) -> Path:

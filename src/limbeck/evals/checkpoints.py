@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from limbeck.digests import known_digest, sound, sound_in
 from limbeck.errors import ModelError
 from limbeck.evals.apply import applied, check_base
 from limbeck.evals.evaluate import Identity
-from limbeck.folders import digest_of, file_digest, read_json
+from limbeck.folders import digest_of, read_json
 from limbeck.geometry.adapters import CONFIG, WEIGHTS, read_adapter
 from limbeck.problems.templates import check_template
 from limbeck.train.models import foreign, load_model, load_tokenizer, model_digest
@@ -37,7 +38,7 @@ class Location(NamedTuple):
     @property
     def identity(self) -> Identity:
         """By digest; reads files, loads nothing."""
-        adapter = file_digest(self.adapter / WEIGHTS) if self.adapter else "none"
+        adapter = known_digest(sound(self.adapter / WEIGHTS)) if self.adapter else "none"
         return Identity(model_digest(self.weights), adapter)
 
 
@@ -106,7 +107,9 @@ def read_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, GenerationConfig
             "the tokenizer's files first, then give their folder."
         )
     with foreign(f"--tokenizer must be a folder with a tokenizer; {name}"):
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            sound_in(path, weights=False), local_files_only=True, trust_remote_code=False
+        )
         generation = GenerationConfig.from_pretrained(path) if (path / "generation_config.json").is_file() else None
     check_template(tokenizer)
     return tokenizer, generation

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck import folders
+from limbeck.digests import sound
 from limbeck.errors import DataError, ProvenanceError
 from limbeck.parquet import DAMAGES, read_parquet
 from limbeck.rollouts.store import storable, unicode_id
@@ -69,11 +70,11 @@ def read_table(path: Path | str) -> ScoreTable:
     Raises:
         FolderError: the folder is missing, unfinished or of another kind.
         DataError: the Parquet file cannot be read.
-        ProvenanceError: the rows do not match the manifest.
+        ProvenanceError: file or rows do not match the manifest.
     """
     manifest = folders.read_manifest(path, KIND)
     folders.stated(manifest, path, digest=str)
-    file = Path(path) / FILE
+    file = sound(Path(path) / FILE)
     try:
         rows = read_parquet(file, SCHEMA).to_pylist()
         scores = tuple(map(_score, rows))

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from limbeck.bounds import parse_json
+from limbeck.digests import sound
 from limbeck.errors import ModelError
 from limbeck.geometry.delta import base_identity
 from limbeck.types import Delta, LowRank
@@ -83,6 +84,7 @@ def _read_config(root: Path) -> dict[str, object]:
 
 
 def _read_json(path: Path) -> dict[str, object]:
+    sound(path)
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -144,6 +146,7 @@ def _read_tensors(root: Path) -> dict[str, Tensor]:
             f"{root} must hold {WEIGHTS}, received {received}. Load it with PEFT on a machine you trust and write it "
             "again with save_pretrained(..., safe_serialization=True)."
         )
+    sound(path)
     try:
         with safe_open(path, framework="pt") as handle:
             return {key: _checked(path, key, handle.get_tensor(key)) for key in handle.keys()}  # noqa: SIM118

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from limbeck.digests import sound
 from limbeck.errors import DataError, inert
 from limbeck.parquet import DAMAGES, read_parquet
 from limbeck.types import MEASUREMENT_COLUMNS, Measurement, Null
@@ -50,6 +51,7 @@ def read_measurements(path: Path | str, chosen: pc.Expression | None = None) -> 
     Raises:
         DataError: the file is no Parquet file, or has other columns.
     """
+    sound(path)
     try:
         columns = tuple(pq.read_schema(str(path)).names)
         if columns != MEASUREMENT_COLUMNS:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from limbeck import folders
+from limbeck.digests import sound
 from limbeck.errors import DataError, ProvenanceError
 from limbeck.parquet import DAMAGES, parquet_batches
 from limbeck.rollouts.digest import Digest
@@ -103,7 +104,7 @@ def read_rollouts(path: Path | str) -> RolloutSet:
     Raises:
         FolderError: the folder is missing, unfinished or of another kind.
         DataError: a shard cannot be read.
-        ProvenanceError: the content does not match the digest in the manifest.
+        ProvenanceError: a shard or the content does not match its digest in the manifest.
     """
     manifest = folders.read_manifest(path, KIND)
     folders.stated(manifest, path, digest=str, provenance=dict, num_rollouts=int)
@@ -132,6 +133,7 @@ def read_rollouts(path: Path | str) -> RolloutSet:
 
 def _read_shard(path: Path) -> Iterator[pa.Table]:
     """The rows of a file in the store's columns, a few at a time."""
+    sound(path)
     try:
         for batch in parquet_batches(path, SCHEMA.names):
             table = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)

@@ -26,7 +26,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from limbeck.folders import file_digest, is_complete, publish, read_manifest
+from limbeck.errors import LimbeckError
+from limbeck.folders import MANIFEST, file_digest, publish, read_manifest
 from limbeck.train import shards
 from limbeck.train.engine import Engine
 from limbeck.train.models import trained_tensors
@@ -89,8 +90,8 @@ def resume(folder: Path, engine: Engine) -> int:
     processes = engine.accelerator
     for name in _from_main(processes, [path.name for path in sorted(folder.glob("step-*"), reverse=True)]):
         path = folder / name
-        if not _whole(path, processes):
-            warnings.warn(f"checkpoint {path} is damaged and was skipped", RuntimeWarning, stacklevel=2)
+        if wrong := damaged(path, processes):
+            warnings.warn(f"checkpoint {path} is damaged ({wrong}) and was skipped", RuntimeWarning, stacklevel=2)
             continue
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         if (path / shards.FOLDER).is_dir():
@@ -122,11 +123,19 @@ def _optimizers(engine: Engine) -> list[torch.optim.Optimizer]:
     return [getattr(w.optimizer, "optimizer", w.optimizer) for w in engine.walkers]
 
 
-def _whole(path: Path, processes: Accelerator) -> bool:
-    """Whether every file is what the manifest says; each process reads a share."""
-    complete = is_complete(path)
-    files: dict[str, str] = _from_main(processes, read_manifest(path)["files"] if complete else {})
-    return bool(files) and _digests(path, list(files), processes) == list(files.values())
+def damaged(path: Path, processes: Accelerator) -> str:
+    """A file that is missing or not what was written; empty for a whole checkpoint. Each process reads a share."""
+    files: dict[str, str] = _from_main(processes, _stated(path))
+    found = _digests(path, list(files), processes)
+    wrong = [name for name, digest in zip(files, found, strict=True) if digest != files[name]]
+    return next(iter(wrong), "" if files else MANIFEST)
+
+
+def _stated(path: Path) -> dict[str, str]:
+    try:
+        return read_manifest(path)["files"]
+    except LimbeckError:
+        return {}
 
 
 def _digests(folder: Path, names: Sequence[str], processes: Accelerator) -> list[str]:

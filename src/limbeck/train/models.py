@@ -23,8 +23,9 @@ from transformers.utils import logging
 from limbeck.addresses import origin
 from limbeck.bounds import parse_json
 from limbeck.config import LoraConfig
+from limbeck.digests import known_digest, sound, sound_in
 from limbeck.errors import LimbeckError, ModelError
-from limbeck.folders import digest_of, file_digest
+from limbeck.folders import digest_of
 from limbeck.problems.templates import check_template
 from limbeck.worlds import resolve
 
@@ -42,8 +43,9 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, device: torch.d
 
     Raises:
         ModelError: no such folder, pickled weights, or weights that do not fit the config.
+        ProvenanceError: a file is not what a run wrote there.
     """
-    path = model_folder(name)
+    path = sound_in(model_folder(name), weights=True)
     logging.disable_progress_bar()  # limbeck shows its own
     with foreign(f"{path} must load as a transformers causal language model"):
         model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
@@ -120,7 +122,7 @@ def model_folder(name: str) -> Path:
             f"{path} must hold *.safetensors weights, received none. Convert pickled weights first: load them where you "
             "trust them and call save_pretrained(path)."
         )
-    _check_counts(path)
+    _check_counts(sound_in(path, weights=False))
     return path
 
 
@@ -154,7 +156,7 @@ def _rows(file: Path) -> int:
 def input_digest(name: str) -> str:
     """Identity of everything that decides what a model is asked and answers: weights, tokenizer, template, stop tokens."""
     files = tokenizer_files(model_folder(name))
-    return digest_of([model_digest(name), [[f.name, file_digest(f)] for f in files]])
+    return digest_of([model_digest(name), [[f.name, known_digest(sound(f))] for f in files]])
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -175,7 +177,7 @@ def model_digest(name: str) -> str:
     """Identity of a model: its config and the bytes of its weights."""
     path = model_folder(name)
     files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
-    return digest_of([[f.name, file_digest(f)] for f in files])
+    return digest_of([[f.name, known_digest(sound(f))] for f in files])
 
 
 def add_adapter(model: PreTrainedModel, config: LoraConfig, *, init_seed: int) -> PeftModel:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from limbeck.digests import sound
 from limbeck.folders import plain
 from limbeck.types import Unit, Values
 
@@ -76,7 +77,7 @@ def read_metrics(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     out = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in sound(path).read_text(encoding="utf-8").splitlines():
         try:
             out.append(json.loads(text))
         except json.JSONDecodeError:

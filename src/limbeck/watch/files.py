@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from limbeck.errors import DataError
+from limbeck.errors import LimbeckError
 from limbeck.folders import MARKER, is_complete, read_json
 
 KEPT = ("step", "loss", "reward", "grad_norm", "update_norm", "tokens", "seconds")  # of a line of metrics.jsonl
@@ -33,7 +33,7 @@ def remembered(read: Callable[[Path], T]) -> Callable[[Path], T | None]:
             stamp = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
             if path not in known or known[path][0] != stamp:
                 known[path] = stamp, read(path)
-        except (OSError, DataError):
+        except (OSError, LimbeckError):
             return None
         return known[path][1]
 

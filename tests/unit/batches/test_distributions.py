@@ -22,7 +22,7 @@ from limbeck.batches.score import score_rollouts
 from limbeck.batches.whole import Top, Whole
 from limbeck.cli import app
 from limbeck.errors import ConfigError, FolderError, ProvenanceError, ShapeError
-from limbeck.folders import read_manifest
+from limbeck.folders import manifest_bytes, read_manifest
 from limbeck.heads import logits_of
 from limbeck.objectives import OBJECTIVES, check_knobs, evaluate, inputs
 from limbeck.objectives.reduce import StepCount, count
@@ -204,7 +204,7 @@ def test_a_file_with_other_offsets_than_its_manifest_is_refused(hidden, tmp_path
     out = write_hidden(tmp_path / "out", ROLLOUTS, TEACHER, model_digest="t")
     fewer = RolloutSet(rollouts=ROLLOUTS.rollouts[:3], provenance={})
     manifest = json.loads((out / "manifest.json").read_text())
-    (out / "manifest.json").write_text(json.dumps(manifest | {"rollouts_digest": fewer.digest}))
+    (out / "manifest.json").write_bytes(manifest_bytes(manifest | {"rollouts_digest": fewer.digest}))
     with pytest.raises(ProvenanceError, match="must have one row per response token = 3 rollouts"):
         read_hidden(out, fewer)
 

@@ -7,6 +7,7 @@ import pytest
 
 from limbeck.errors import FolderError, ProvenanceError
 from limbeck.evals.tables import read_table, write_table
+from limbeck.folders import amend
 from limbeck.types import Finish, Score, ScoreTable
 
 
@@ -44,6 +45,9 @@ def test_changed_rows_and_other_folders_are_refused(tmp_path):
     write_table(table(), tmp_path / "s")
     write_table(table(flags=((True, True), (True, True))), tmp_path / "better")
     (tmp_path / "better/scores.parquet").replace(tmp_path / "s/scores.parquet")
+    with pytest.raises(ProvenanceError, match=r"scores.parquet must match its manifest's digest"):
+        read_table(tmp_path / "s")
+    amend(tmp_path / "s", "scores.parquet")  # who changes the file's digest too is found by the rows' own
     with pytest.raises(ProvenanceError, match="must match their manifest's digest"):
         read_table(tmp_path / "s")
     with pytest.raises(FolderError, match="--overwrite"):

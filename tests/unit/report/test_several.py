@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from limbeck import cli
 from limbeck.errors import ConfigError
 from limbeck.evals.tables import write_table
-from limbeck.folders import write_json
+from limbeck.folders import manifest_bytes, write_json
 from limbeck.report import several
 from limbeck.report.load import load
 from limbeck.report.outcomes import score_tables
@@ -171,7 +171,7 @@ def test_other_problems_and_other_decodings_are_not_held_against_each_other(pair
         path = folder / "results" / "comparison.json"
         write_json(path, json.loads(path.read_text()) | told)
         for manifest in folder.glob("steps/*/manifest.json"):
-            write_json(manifest, json.loads(manifest.read_text()) | told)
+            manifest.write_bytes(manifest_bytes(json.loads(manifest.read_text()) | told))
         return folder
 
     other = several.build([pair[0], copy("problems", problems_digest="cd" * 32)], tmp_path / "out1")

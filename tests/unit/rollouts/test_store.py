@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from limbeck.errors import DataError, FolderError, ProvenanceError
+from limbeck.folders import amend
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.types import Finish, Rollout, RolloutSet
 
@@ -58,9 +59,13 @@ def test_changed_and_lost_content_is_refused(tmp_path):
     table = pq.read_table(shard)
     rewards = pa.array([1.0, 1.0])
     pq.write_table(table.set_column(table.column_names.index("reward"), table.schema.field("reward"), rewards), shard)
+    with pytest.raises(ProvenanceError, match=r"rollouts-00001.parquet must match its manifest's digest"):
+        read_rollouts(tmp_path / "r")
+    amend(tmp_path / "r", shard.name)  # who changes the file's digest too is found by the rows' own
     with pytest.raises(ProvenanceError, match=r"must match their manifest's digest .* \(6 of 6 rows\)"):
         read_rollouts(tmp_path / "r")
     pq.write_table(table, shard)
+    amend(tmp_path / "r", shard.name)
     read_rollouts(tmp_path / "r")
     shard.unlink()
     with pytest.raises(ProvenanceError, match=r"\(4 of 6 rows\)"):
@@ -70,6 +75,7 @@ def test_changed_and_lost_content_is_refused(tmp_path):
 def test_garbage_shard_and_wrong_folder(tmp_path):
     write_rollouts(rollout_set(2), tmp_path / "r")
     (tmp_path / "r/rollouts-00000.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    amend(tmp_path / "r", "rollouts-00000.parquet")
     with pytest.raises(DataError, match="must be a Parquet shard"):
         read_rollouts(tmp_path / "r")
     with pytest.raises(FolderError, match="existing folder"):

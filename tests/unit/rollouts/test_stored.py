@@ -115,6 +115,7 @@ def test_folders_of_before_are_read_and_keep_their_digest(tmp_path):
     rows = [{name: getattr(r, name) for name in store.SCHEMA.names} for r in many()]
     table = pa.Table.from_pylist(rows, schema=store.SCHEMA)
     pq.write_table(table, folder / "rollouts-00000.parquet", compression="zstd")
+    folders.amend(folder, "rollouts-00000.parquet")
     assert read_rollouts(folder).digest == "a01dd1e14ab9e916384ea60cc691d76abe8a5d713c4b948f0c826dad0ccbbf39"
 
 
@@ -160,6 +161,7 @@ def test_a_row_that_no_rollout_can_be_is_refused_by_name(tmp_path):
     for name, value, says in (("response_ids", [], "at least one token"), ("reward", math.nan, "a finite number")):
         bad = [*rows[:9], {**rows[9], name: value}]
         pq.write_table(pa.Table.from_pylist(bad, schema=store.SCHEMA), folder / "rollouts-00000.parquet")
+        folders.amend(folder, "rollouts-00000.parquet")
         with pytest.raises(DataError, match=f"'{rows[9]['problem_id']}' sample {rows[9]['sample']}: .*{says}"):
             read_rollouts(folder)
 

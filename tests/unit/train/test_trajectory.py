@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from limbeck import cli
 from limbeck.config import RunConfig
-from limbeck.errors import ConfigError, FolderError
-from limbeck.folders import file_digest, read_manifest
+from limbeck.errors import ConfigError, FolderError, ProvenanceError
+from limbeck.folders import amend, file_digest, read_manifest
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.table import read_measurements
 from limbeck.geometry.trajectory import store
@@ -201,5 +201,8 @@ def test_the_command_and_what_it_refuses(trained, tmp_path):
     lines = (run / store.FOLDER / store.SCALARS).read_text().splitlines()
     assert json.loads(lines[0])["step"] == 2
     (run / store.FOLDER / store.SCALARS).write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(ProvenanceError, match=r"scalars.jsonl must match its manifest's digest"):
+        measure([run])
+    amend(run, store.FOLDER)
     with pytest.raises(FolderError, match=r"every one of its 2 snapshots, received .* at 1"):
         measure([run])

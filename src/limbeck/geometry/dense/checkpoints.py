@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from limbeck.bounds import parse_json
+from limbeck.digests import sound
 from limbeck.errors import ModelError
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
@@ -201,6 +202,7 @@ def _all_shards(root: Path, shards: list[Path]) -> None:
 
 def _header(file: Path) -> dict[str, Stored]:
     """Where each tensor of a file lies; opening it with safetensors checks that the file is complete."""
+    sound(file)
     try:
         with safe_open(file, framework="pt"):
             pass
@@ -249,6 +251,7 @@ def _untied(
 
 
 def _json(path: Path) -> dict[str, object]:
+    sound(path)
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from limbeck.digests import sound
 from limbeck.errors import FolderError
 from limbeck.folders import plain
 from limbeck.geometry.dense.codes import codes, histogram
@@ -66,7 +67,7 @@ def cut_back(folder: Path, step: int) -> None:
 def read_scalars(folder: Path) -> list[dict[str, Any]]:
     """The record: one line for every snapshot and matrix."""
     file = folder / SCALARS
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return [json.loads(line) for line in sound(file).read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,7 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
 
 def _read(file: Path, prefix: str = "") -> Tensors:
     out: Tensors = {}
+    sound(file)
     try:
         if prefix:
             with safe_open(file, framework="pt") as handle:
