@@ -21,9 +21,9 @@ from limbeck.types import Normalizer
 
 
 class Config(BaseModel):
-    """Base of every section: frozen, no unknown keys, field docs from docstrings."""
+    """Base of every section: frozen, no unknown keys, finite numbers, field docs from docstrings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class LoraConfig(Config):
@@ -102,7 +102,7 @@ class TrainConfig(Config):
     """From torch. muon takes the hidden matrices; embeddings, head, norms and biases go to AdamW beside it."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the rate goes on after its warm-up, from transformers; wsd stays and falls at the end."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1e9)
     """Peak rate. muon's is scaled to the size of AdamW's updates, so that one rate suits both."""
     batch_size: int = Field(default=32, ge=1)
     """Items (rows or pairs) an optimizer step."""

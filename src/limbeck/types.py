@@ -98,6 +98,11 @@ class Rollout:
                 f"{where}: behavior_logprobs must have one entry per response token = {len(self.response_ids)}, "
                 f"received {len(self.behavior_logprobs)}. Use NaN where the sampler gave none."
             )
+        if any(map(math.isinf, self.behavior_logprobs)):
+            raise DataError(
+                f"{where}: behavior_logprobs must be finite, or NaN where the sampler gave none, received an infinity. A "
+                "sampled token has no probability of 0: drop the row, or score the rollouts again."
+            )
         if not math.isfinite(self.reward):
             raise DataError(f"{where}: reward must be a finite number, received {self.reward}. Grade it again.")
 

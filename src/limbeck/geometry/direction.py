@@ -156,6 +156,7 @@ def sign_agreement(x: LowRank, y: LowRank, *, rows: int = 2048) -> SignAgreement
     """
     if rows < 1:
         raise DegenerateError(f"sign_agreement needs rows >= 1, received {rows}. 2048 is the usual tile.")
+    x, y = _near_one(x), _near_one(y)
     agree, joint, weight_agree, weight = 0, 0, 0.0, 0.0
     for start in range(0, x.shape[0], rows):
         product = (x.left[start : start + rows] @ x.right).double()
@@ -167,3 +168,13 @@ def sign_agreement(x: LowRank, y: LowRank, *, rows: int = 2048) -> SignAgreement
     if joint == 0:
         return SignAgreement(math.nan, math.nan, 0, "empty_mask")
     return SignAgreement(agree / joint, weight_agree / weight, joint)
+
+
+def _near_one(update: LowRank) -> LowRank:
+    """The update times a power of two, so that its entries stay inside fp32: a scale has no sign."""
+    return LowRank(*(_scaled(part) for part in update))
+
+
+def _scaled(part: Tensor) -> Tensor:
+    exponent = math.frexp(part.abs().max().item())[1]
+    return (part.double() * 2.0**-exponent).float()

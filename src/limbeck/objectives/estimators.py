@@ -10,6 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 Tokens = Float[Tensor, "*tokens"]
+LOG_RATIO_LIMIT = (
+    20.0  # nats; beyond it exp meets the end of float32 and a gradient becomes infinite, or NaN where clipped
+)
 
 
 def k1(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:
@@ -23,9 +26,13 @@ def k2(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:
 
 
 def k3(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:
-    """exp(-D) + D - 1, at least 0. Its gradient follows KL(other||student), as the customary GRPO penalty does."""
-    log_ratio = logprobs - other_logprobs
-    return (-log_ratio).exp() + log_ratio - 1
+    """exp(-D) + D - 1, at least 0. Its gradient follows KL(other||student), as the customary GRPO penalty does.
+
+    Below D = -20 nats exp goes on along its tangent, so that value and gradient stay finite and keep their direction.
+    """
+    below = other_logprobs - logprobs
+    near = below.clamp(max=LOG_RATIO_LIMIT)
+    return near.exp() * (1 + (below - near)) - below - 1
 
 
 def k3_plus(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:

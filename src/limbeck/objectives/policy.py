@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from limbeck.objectives.estimators import k3
+from limbeck.objectives.estimators import LOG_RATIO_LIMIT, k3
 from limbeck.objectives.signature import Domain
 from limbeck.objectives.sums import per_token, row_mean
 from limbeck.types import Objective, Values
@@ -27,7 +27,6 @@ ClipHigh = Annotated[
 DualClip = Annotated[float, Domain("0 or (1, inf)", "ratio above which a negative advantage stops; 0 is off", "ratio")]
 BetaKL = Annotated[float, Domain("[0, inf)", "weight of the k3 penalty to the reference")]
 
-LOG_RATIO_LIMIT = 20.0  # nats; beyond it exp meets the end of float32 and a clipped token's gradient becomes NaN
 GATE = 4.0  # makes SAPO's gate have slope 1 at ratio 1 for every temperature
 
 

@@ -33,7 +33,10 @@ def zscore(rewards: Group, *, ddof: int = 0) -> Group:
     >>> zscore(torch.tensor([1.0, 1.0, 0.0, 0.0])).tolist()
     [1.0, 1.0, -1.0, -1.0]
     """
-    return torch.zeros_like(rewards) if _constant(rewards) else centred(rewards) / rewards.std(correction=ddof)
+    if _constant(rewards):
+        return torch.zeros_like(rewards)
+    unit = rewards / rewards.abs().max()  # squares of rewards far from 1 leave float64; of 0 and 1 nothing changes
+    return centred(unit) / unit.std(correction=ddof)
 
 
 def loo(rewards: Group) -> Group:

@@ -36,9 +36,9 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.sampling_temperature < 0 or self.max_new_tokens < 1 or self.batch_size < 1:
+        if not 0 <= self.sampling_temperature < math.inf or self.max_new_tokens < 1 or self.batch_size < 1:
             raise ConfigError(
-                "decoding needs sampling_temperature >= 0, max_new_tokens >= 1 and batch_size >= 1, received "
+                "decoding needs a finite sampling_temperature >= 0, max_new_tokens >= 1 and batch_size >= 1, received "
                 f"{self.sampling_temperature}, {self.max_new_tokens} and {self.batch_size}."
             )
 
@@ -140,9 +140,10 @@ def _check_cache(
     gap = (again.cpu() - torch.tensor(completion.logprobs)).abs().max().item()
     narrow = model.dtype != torch.float32 or torch.is_autocast_enabled(model.device.type)
     allowed = NARROW_TOLERANCE if narrow else CACHE_TOLERANCE
+    allowed /= min(1.0, decoding.sampling_temperature or 1.0)  # what divides logits multiplies their rounding
     if not gap <= allowed:
         raise ModelError(
-            f"log-probs while decoding must be those of one pass over the text within {allowed} nats, received a gap "
+            f"log-probs while decoding must be those of one pass over the text within {allowed:.2g} nats, received a gap "
             f"of {gap:.2g}. {type(model).__name__} cannot be decoded here with a key-value cache and left padding."
         )
 

@@ -137,6 +137,8 @@ def item_bootstrap(values: ArrayLike, *, seed: int, level: float = 0.95, draws: 
     means, spreads = bootstrap_moments(items - value, rng=np.random.default_rng(seed), draws=draws)
     # rounding leaves a resample of one repeated value with a spread of 1e-9 of the whole, not of 0
     usable = spreads > 1e-6 * items.std()
+    if not usable.any():
+        return undefined("item_bootstrap", n, level, "no resample varies", seed)
     scaled = np.abs(means[usable]) / spreads[usable] * math.sqrt(n - 1)
     half = float(np.quantile(scaled, level)) * float(items.std(ddof=1)) / math.sqrt(n)
     return _ordered(value, value - half, value + half, level, "item_bootstrap", n, seed)
@@ -175,6 +177,8 @@ def ratio_of_items(
     around = item_bootstrap(
         (top - value * bottom) / bottom.mean(), seed=seed, level=level, draws=draws
     )  # of mean 0, up to rounding
+    if math.isnan(around.value):
+        return undefined("ratio_bootstrap", top.size, level, around.reason, seed)
     low, high = value + around.low, value + around.high
     return Estimate(
         value=value, low=min(low, value), high=max(high, value), level=level, method="ratio_bootstrap", n=top.size,

@@ -112,7 +112,7 @@ class Cluster:
 
     def poll(self) -> None:
         if self._asked is None and time.monotonic() - self._looked > LOOK:
-            self._asked = self._board.take.remote().future()
+            self._asked = self._board.take.remote().future()  # pyright: ignore[reportFunctionMemberAccess]
         if self._asked is not None and self._asked.done():
             shares = {} if self._asked.exception() else self._asked.result()  # a board that was lost starts again
             for name, share in shares.items():

@@ -248,6 +248,21 @@ def trainable(engine: Engine) -> list[nn.Parameter]:
     return [p for p in engine.student.parameters() if p.requires_grad]
 
 
+def finite_norm(engine: Engine, step: int, out: Path) -> float:
+    """:func:`update_norm` after a step.
+
+    Raises:
+        DivergedError: a weight is NaN or infinite; nothing of the step is kept.
+    """
+    norm = update_norm(engine)
+    if not math.isfinite(norm):
+        raise DivergedError(
+            f"{NOT_FINITE.format('weight', step)}. Nothing of that step is kept, checkpoints of earlier ones, if any, are in "
+            f"{out / 'checkpoints'}; lower train.learning_rate = {engine.config.learning_rate:g}."
+        )
+    return norm
+
+
 def update_norm(engine: Engine) -> float:
     """Frobenius norm of the whole update so far, fp32 weights, tied ones once."""
     config = engine.config

@@ -24,7 +24,7 @@ def fuse_layers(model: PreTrainedModel) -> PreTrainedModel:
         raise ConfigError("train.liger needs a CUDA device for its kernels, received a CPU. Leave it out.")
     if importlib.util.find_spec("liger_kernel") is None:
         raise ConfigError("train.liger needs Liger's kernels, which are not installed: pip install 'limbeck[liger]'.")
-    from liger_kernel.transformers import monkey_patch
+    from liger_kernel.transformers import monkey_patch  # pyright: ignore[reportMissingImports]
 
     kind = str(model.config.model_type)
     apply = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN.get(kind)

@@ -21,7 +21,7 @@ from limbeck.errors import DegenerateError, ModelError
 from limbeck.objectives import find, inputs
 from limbeck.train import checkpoint, record
 from limbeck.train.data import prepare
-from limbeck.train.engine import Engine, advance, gradient, outside_when_due, update_norm
+from limbeck.train.engine import Engine, advance, finite_norm, gradient, outside_when_due
 from limbeck.train.live_draw import Drawn, Source, draw
 from limbeck.train.live_record import Clock, Watch, distances, joined
 from limbeck.train.live_score import FrozenModels, columns_of, frozen_heads, own_logprobs, reference_logprobs
@@ -66,7 +66,7 @@ def run_live(
         The last step taken; fewer than ``num_steps`` when ``stop_norm`` was reached.
 
     Raises:
-        DivergedError: a loss or gradient is not finite.
+        DivergedError: a loss, gradient or weight is not finite.
         DegenerateError: the reward function failed on too many groups.
         ModelError: the sampler's log-probs are not the trainer's.
     """
@@ -88,7 +88,7 @@ def run_live(
         columns = _columns(walker, source.live, frozen, stage, drawn, step, clock)
         with clock("update"):
             line = _update(walker, source.live, frozen, stage, drawn, columns, step=step, out=out)
-            line["update_norm"] = update_norm(engine)
+            line["update_norm"] = finite_norm(engine, step, out)
             line |= outside_when_due(engine, step)
             line |= {"age": past.age(step)} if source.live.staleness else {}
             past.note(step)

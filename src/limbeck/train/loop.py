@@ -8,7 +8,7 @@ from pathlib import Path
 
 from limbeck.batches.collate import TrainingData, plan
 from limbeck.train import checkpoint, record, trust
-from limbeck.train.engine import Engine, advance, gradient, outside_when_due, update_norm
+from limbeck.train.engine import Engine, advance, finite_norm, gradient, outside_when_due
 from limbeck.train.trust import Probe
 from limbeck.types import Objective
 
@@ -38,7 +38,7 @@ def run_steps(
         The last step taken; fewer than ``num_steps`` when ``stop_norm`` was reached or ``kl_budget`` spent.
 
     Raises:
-        DivergedError: a loss or gradient is not finite; the step's inputs are saved in ``out/diverged``.
+        DivergedError: a loss, gradient or weight is not finite; the step's inputs are saved in ``out/diverged``.
         DegenerateError: the KL budget is smaller than the first step.
     """
     config, log = engine.config, record.Log(out / "metrics.jsonl", engine.accelerator)
@@ -56,7 +56,7 @@ def run_steps(
         if probe is not None and trust.due(config, step):
             line |= trust.measure(engine, probe)
         spent = undo is not None and undo.spent(step, line)
-        line["update_norm"] = update_norm(engine)
+        line["update_norm"] = finite_norm(engine, step, out)
         line |= outside_when_due(engine, step)
         log.append({"step": step, **line, "seconds": round(time.monotonic() - clock, 4)})
         if spent:  # the line says what the step would have cost; the student is as it was before

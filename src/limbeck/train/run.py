@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from limbeck.batches.collate import TrainingData
 from limbeck.batches.forward import check_head
 from limbeck.config import RunConfig, TrainConfig, parse, settings_of
-from limbeck.errors import ConfigError, FolderError
+from limbeck.errors import ConfigError, DegenerateError, FolderError
 from limbeck.folders import (
     claim,
     file_digest,
@@ -263,6 +263,10 @@ def _read_rollouts(config: RunConfig, objective: Objective) -> RolloutSet:
             "answers as it goes (--problems)."
         )
     rollout_set = read_rollouts(local(config.rollouts))
+    if not rollout_set.rollouts:
+        raise DegenerateError(
+            f"a run learns from at least one rollout, received none in {config.rollouts}. Sample some."
+        )
     check_scores(config, objective, rollout_set)
     return rollout_set
 

@@ -214,7 +214,8 @@ class _Ground:
 
     def _principal(self) -> np.ndarray:
         k = max(1, min(PRINCIPAL_RANK, min(self.spectral.shape) // 8))  # a whole matrix has no leading part
-        left = (self.spectral.left[:, :k] * self.spectral.values[:k]).float()
+        left = self.spectral.left[:, :k]  # fewer where the base's rank is lower
+        left = (left * self.spectral.values[: left.shape[1]]).float()
         return codes.largest(left, self.spectral.right[:, :k].float().T.contiguous(), ALPHA)
 
     def entries(self, grid: torch.dtype) -> Ground:
