@@ -63,8 +63,8 @@ def sound(path: Path | str) -> Path:
             if stated and file.is_file() and (found := known_digest(file)) != stated:
                 raise ProvenanceError(
                     f"{path} must match its manifest's digest {stated[:12]}..., received {found[:12]}...: it was changed or "
-                    f"damaged after it was written. Copy the folder again, or remove it and make it anew; limbeck verify {folder} "
-                    "looks at every file of it."
+                    "damaged after it was written. Copy the folder again, or remove it and make it anew; "
+                    f"limbeck verify {folder} looks at every file of it."
                 )
             return path
     return path
