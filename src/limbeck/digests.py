@@ -63,8 +63,8 @@ def sound(path: Path | str) -> Path:
             if stated and file.is_file() and (found := known_digest(file)) != stated:
                 raise ProvenanceError(
                     f"{path} must match its manifest's digest {stated[:12]}..., received {found[:12]}...: it was changed or "
-                    f"damaged after it was written. Copy the folder again, or make it anew; limbeck verify {folder} looks "
-                    "at every file of it."
+                    "damaged after it was written. Copy the folder again, or remove it and make it anew; "
+                    f"limbeck verify {folder} looks at every file of it."
                 )
             return path
     return path
@@ -124,7 +124,7 @@ def checked_manifest(text: bytes, path: Path | str) -> dict[str, Any] | None:
     if manifest is None or not (same or without):
         raise ProvenanceError(
             f"{path} must be as it was written, received a text that does not match its own digest: it was changed or damaged. "
-            "Copy the folder again, or make it anew; nothing in it can be told to be right without its manifest."
+            "Copy the folder again, or remove it and make it anew; nothing in it can be told to be right without its manifest."
         )
     return manifest
 

@@ -23,10 +23,7 @@ from limbeck.evals.tables import read_table
 from limbeck.folders import read_manifest
 from limbeck.rollouts.store import read_rollouts
 
-CONTENT: dict[str, Callable[[Path], object]] = {
-    "rollouts": read_rollouts,
-    "scores": read_table,
-}  # with a digest of rows
+CONTENT: dict[str, Callable[[Path], object]] = {"rollouts": read_rollouts, "scores": read_table}  # rows with a digest
 Advance = Callable[[float], None]
 
 
@@ -85,7 +82,7 @@ class _Owner(NamedTuple):
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files, which is what :func:`verify` reads.
+    """Bytes of all files that :func:`verify` compares.
 
     Raises:
         FolderError: no folder that a verb wrote, or only a part of one.
@@ -93,7 +90,7 @@ def size_of(folder: Path) -> int:
     if not (folder / MARKER).is_file() or (folder / MANIFEST).is_file():
         with suppress(ProvenanceError):  # a damaged one is told with the rest
             read_manifest(folder)
-    return sum((folder / name).stat().st_size for name in _names(folder))
+    return sum((folder / name).stat().st_size for name in _compared(_names(folder)))
 
 
 def verify(folder: Path, advance: Advance = lambda num: None) -> Verdict:
@@ -109,7 +106,7 @@ def verify(folder: Path, advance: Advance = lambda num: None) -> Verdict:
     size, names = size_of(folder), _names(folder)
     owners, problems = _owners(folder, names)
     stated = _stated(owners)
-    files = [name for name in names if Path(name).name not in (MANIFEST, MARKER)]
+    files = _compared(names)
     for name in files:
         problems += _of_file(folder, name, stated.get(name, []), owners, advance)
     there = set(files)
@@ -125,6 +122,11 @@ def _names(folder: Path) -> list[str]:
     """Every file below a folder, links to folders not followed."""
     found = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
     return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+
+
+def _compared(names: list[str]) -> list[str]:
+    """Those that have a digest in a manifest, or should."""
+    return [name for name in names if Path(name).name not in (MANIFEST, MARKER)]
 
 
 def _owners(folder: Path, names: list[str]) -> tuple[dict[str, _Owner], list[Problem]]:

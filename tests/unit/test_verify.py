@@ -41,7 +41,7 @@ def test_a_whole_study_has_no_problem_and_all_of_it_is_read(study):
         path for path in study.rglob("*") if path.is_file() and path.name not in (folders.MANIFEST, folders.MARKER)
     ]
     assert verdict.files == len(files) == 6
-    assert sum(read) == sum(path.stat().st_size for path in files)
+    assert sum(read) == verdict.size == sum(path.stat().st_size for path in files)
 
 
 def test_each_fault_is_told_by_its_file(study):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from limbeck import folders
 from limbeck.batches import score
 from limbeck.batches.align import per_token, response_mask
 from limbeck.batches.collate import TrainingData, collate, micro_batches, plan
@@ -137,6 +138,7 @@ def test_scores_of_other_rows_are_refused(tmp_path):
     for rows, scores in ((fewer, given[:3]), (RolloutSet(rollouts=tuple(ROWS[::-1]), provenance={}), given[::-1])):
         folder = score.write_scores(tmp_path / "s", rows, scores, model_digest="m", overwrite=True)
         manifest = folder / "manifest.json"
-        manifest.write_text(manifest.read_text().replace(rows.digest, rollout_set.digest))
+        told = {**folders.read_manifest(folder), "rollouts_digest": rollout_set.digest}
+        manifest.write_bytes(folders.manifest_bytes(told))
         with pytest.raises(ProvenanceError, match="a row for each rollout, in the rollouts' order"):
             score.read_scores(folder, rollout_set)

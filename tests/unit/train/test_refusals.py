@@ -18,7 +18,7 @@ from limbeck.batches.score import score_rollouts, write_scores
 from limbeck.config import LoraConfig, TrainConfig
 from limbeck.errors import ConfigError, FolderError, ModelError, ProvenanceError
 from limbeck.evals.apply import check_base
-from limbeck.folders import is_complete, read_json, read_manifest
+from limbeck.folders import amend, is_complete, read_json, read_manifest
 from limbeck.objectives import find
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.train import loop
@@ -206,4 +206,7 @@ def test_an_adapter_of_another_base_is_refused(base, rollouts, settings, tmp_pat
     with pytest.raises(ProvenanceError, match="must meet the base it was trained on"):
         check_base(out, "0" * 64)
     (out / "adapter" / "limbeck.json").write_text(json.dumps({}))
+    with pytest.raises(ProvenanceError, match=r"limbeck.json must match its manifest's digest"):
+        check_base(out, "0" * 64)
+    amend(out, "adapter")
     check_base(out, "0" * 64)  # one that says nothing passes
