@@ -84,9 +84,16 @@ def _write_sharded(out: Path, engine: Engine) -> dict[str, Any]:
 
 
 def _write_state(path: Path, engine: Engine, optimizer: Mapping[str, Any]) -> None:
-    state = {"optimizer": optimizer, "schedules": [w.schedule.state_dict() for w in engine.walkers]}
+    state = {"optimizer": _listed(optimizer), "schedules": [w.schedule.state_dict() for w in engine.walkers]}
     with path.open("wb") as file:  # given a path, torch would not say why it cannot write
         torch.save(state, file)
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as the lists that they come back as, so that a run that was killed leaves the same bytes."""
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def resume(folder: Path, engine: Engine) -> int:
