@@ -42,27 +42,12 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
-from faultpoints import Found, Unit, differences, ended, everywhere, forked  # noqa: E402
+from faultpoints import SMALLEST, Found, Unit, differences, ended, everywhere, forked  # noqa: E402
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 COMMAND = "python benchmarks/faults.py"
 CLOCKS = {"created", "started", "seconds", "wall_seconds"}
 TIMED = ("seconds.json", "report.html")  # the page prints how long steps took
-STUDY = """
-name = "faults"
-question = "Is what was killed the same in the end?"
-student = "abacus:base"
-teacher = "abacus:teacher"
-workers = 1
-train = { num_steps = 2, batch_size = 4, checkpoint_every = 1, learning_rate = 1e-3, lora = { rank = 2 } }
-eval = { max_new_tokens = 24, problems = { world = "abacus", num = 6 } }
-geometry = { cka_problems = 0, draws = 20 }
-arms = [{ name = "sft" }, { name = "dft", train = { objective = "dft" } }]
-
-[rollouts]
-max_new_tokens = 24
-problems = { world = "abacus", split = "train", num = 4 }
-"""
 STEPS, MOST = 4, 60  # of the training; operations tried where there are more
 
 
@@ -130,7 +115,7 @@ def study(out: Path) -> None:
 
 def kill(root: Path, kills: int, seed: int) -> Killed:
     """Kill the study as often as asked, over as many studies as that takes."""
-    (root / "study.toml").write_text(STUDY)
+    (root / "study.toml").write_text(SMALLEST)
     place, said, rng = root / "place", root / "said", random.Random(seed)
     place.mkdir()
     study(place / "out")  # in this process: what it imports, forks need not

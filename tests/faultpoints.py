@@ -23,6 +23,21 @@ KILLED = 137
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.symlink")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 Work = Callable[[Path], object]
+SMALLEST = """
+name = "faults"
+question = "Is what was killed the same in the end?"
+student = "abacus:base"
+teacher = "abacus:teacher"
+workers = 1
+train = { num_steps = 2, batch_size = 4, checkpoint_every = 1, learning_rate = 1e-3, lora = { rank = 2 } }
+eval = { max_new_tokens = 24, problems = { world = "abacus", num = 6 } }
+geometry = { cka_problems = 0, draws = 20 }
+arms = [{ name = "sft" }, { name = "dft", train = { objective = "dft" } }]
+
+[rollouts]
+max_new_tokens = 24
+problems = { world = "abacus", split = "train", num = 4 }
+"""
 
 
 class Unit(NamedTuple):
@@ -62,10 +77,13 @@ def forked(work: Callable[[], object], said: Path) -> int:
         os.dup2(to, 2)
         work()
         code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
-        sys.stderr.flush()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
