@@ -206,7 +206,10 @@ def fault(root: Path, most: int, seed: int, add: Callable[[str, Found], None]) -
         for what, full in (("killed", False), ("no room", True)):
             place = root / f"{number_of}-{full}"
             found = everywhere(unit, place, full=full, most=most, seed=seed)
-            print(f"{name}, {what}: {found.operations} operations, {found.tried} tried, {len(found.wrong)} wrong", file=sys.stderr)
+            print(
+                f"{name}, {what}: {found.operations} operations, {found.tried} tried, {len(found.wrong)} wrong",
+                file=sys.stderr,
+            )
             add(f"{name}: {what} at an operation on files", found)
 
 
@@ -215,7 +218,10 @@ def fault(root: Path, most: int, seed: int, add: Callable[[str, Found], None]) -
 
 def docs_table(rows: list[Row]) -> str:
     """Markdown of the stored rows."""
-    lines = ["| what was disturbed | disturbed | ended as if undisturbed | operations there are |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| what was disturbed | disturbed | ended as if undisturbed | operations there are |",
+        "| --- | --- | --- | --- |",
+    ]
     for row in rows:
         what, _, of = row["what"].partition("; of ")
         lines.append(f"| {what} | {number(row['theirs'])} | {number(row['ours'])} | {of} |")
@@ -232,7 +238,9 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="only write the table into docs/reliability.md")
     arguments = parser.parse_args()
     kills, most = (1, 2) if arguments.smoke else (arguments.kills, arguments.most)
-    results = Results("faults", command=COMMAND, machine=machine(1), keep=not arguments.smoke)
+    results = Results(
+        "faults", command=" ".join([COMMAND, *sys.argv[1:]]), machine=machine(1), keep=not arguments.smoke
+    )
     if arguments.docs:
         table_in_docs("faults", docs_table(results.stored()), page=PAGE)
         return

@@ -119,7 +119,9 @@ def arm(at: int, below: Path, *, full: bool = False) -> list[int]:
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and counts(args[0]) and args[2] & WRITES:
             strike(grows=True)
-        elif event in CHANGES and (counts(args[0]) or args[-1] not in (-1, None)):  # the latter: by a folder's descriptor
+        elif event in CHANGES and (
+            counts(args[0]) or args[-1] not in (-1, None)
+        ):  # the latter: by a folder's descriptor
             strike(grows=event in ("os.mkdir", "os.symlink"))
 
     def opened(path: Any, *args: Any, **options: Any) -> Any:

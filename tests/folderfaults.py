@@ -47,7 +47,9 @@ def kept(out: Path) -> None:
         assert (out / "text").read_text() in ("old", "new")
         return
     aside = [path for path in out.parent.iterdir() if path.name.endswith(".old")]
-    assert any((path / "text").read_text() == "old" for path in aside if folders.is_complete(path)), "the former is lost"
+    assert any((path / "text").read_text() == "old" for path in aside if folders.is_complete(path)), (
+        "the former is lost"
+    )
 
 
 def look(out: Path) -> dict[str, Any]:

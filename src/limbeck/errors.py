@@ -75,7 +75,7 @@ def storage_errors() -> Iterator[None]:
     """What the system says of files, raised as :class:`StorageError`; whatever else is raised passes."""
     try:
         yield
-    except LimbeckError:
+    except (LimbeckError, ConnectionError, TimeoutError):  # the latter two are about servers
         raise
     except Exception as error:
         told = _of_system(error)

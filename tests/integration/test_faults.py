@@ -198,7 +198,15 @@ def test_a_clock_that_is_set_back_changes_nothing(toy, tmp_path, monkeypatch):
 
 
 def test_a_second_process_is_told_who_holds_the_folder(server, toy, tmp_path):
-    command = ("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run", "--set", "train.num_steps=5000")
+    command = (
+        "train",
+        "--config",
+        tmp_path / "config.json",
+        "--out",
+        tmp_path / "run",
+        "--set",
+        "train.num_steps=5000",
+    )
     first = server.start(*command)
     wait_until(lambda: steps_taken(tmp_path / "run") >= 2, first)
     ends(server.start(*command), 2, f"another process (pid {first.pid}) is writing {tmp_path / 'run'}")

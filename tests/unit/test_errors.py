@@ -26,7 +26,9 @@ FULL = OSError(errno.ENOSPC, "No space left on device", "/out/x")
     "error",
     [
         FULL,
-        OSError("[Errno 28] Error writing bytes to file. Detail: No space left on device"),  # as pyarrow, but for its number
+        OSError(
+            "[Errno 28] Error writing bytes to file. Detail: No space left on device"
+        ),  # as pyarrow, but for its number
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
@@ -49,7 +51,7 @@ def test_a_file_that_is_gone_is_named(tmp_path):
 
 
 def test_everything_else_passes():
-    for error in (ZeroDivisionError("x"), DataError("a sentence")):
+    for error in (ZeroDivisionError("x"), DataError("a sentence"), ConnectionResetError(104, "a server's")):
         with pytest.raises(type(error)) as found, storage_errors():
             raise error
         assert found.value is error

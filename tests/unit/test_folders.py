@@ -290,7 +290,11 @@ def test_a_folder_that_is_gone_on_with_is_swept(tmp_path):
     out = folders.claim(tmp_path / "run")
     inner = out / "steps"
     fill(inner / "done")
-    stray = [inner / f".x.{folders.HOST}.{DEAD}.partial", out / f".a.json.{folders.HOST}.{DEAD}.partial", out / ".tmpAb3dEf"]
+    stray = [
+        inner / f".x.{folders.HOST}.{DEAD}.partial",
+        out / f".a.json.{folders.HOST}.{DEAD}.partial",
+        out / ".tmpAb3dEf",
+    ]
     stray[0].mkdir()
     for path in stray[1:]:
         path.touch()
