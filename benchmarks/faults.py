@@ -7,9 +7,10 @@
     python benchmarks/faults.py --docs           # the table in docs/reliability.md from the JSON
 
 `kills`: the smallest study (two arms, one seed, two steps, the embedded world, its report) runs once undisturbed. Then it is
-started, killed with -9 at a random moment, its process group with it, and started again, until it ends; and all of that again, until
-there were as many kills as asked for. Each study that ends must have the files of the undisturbed one and no others, in it or beside
-it. Compared are contents without what a clock says: times in manifests and records, `seconds.json`, pages that print times.
+started, killed with -9 at a random moment, its process group with it, and started again, until it ends; and all of that again,
+until there were as many kills as asked for. Each study that ends must have the files of the undisturbed one and no others, in it
+or beside it. Compared are contents without what a clock says: times in manifests and records, `seconds.json`, pages that print
+times.
 
 `faults`: a unit dies (or finds no room on the disk) at its n-th operation on files, a write half done, for every n, or for a
 seeded choice of them where there are many; then it runs again, undisturbed, and its files are compared in the same way.
@@ -158,13 +159,14 @@ def _seen(place: Path) -> dict[str, Any]:
 
 def units(root: Path) -> dict[str, Unit]:
     """What is disturbed; models and rollouts that they read lie in ``root``."""
+    from tests.unit.train.toy import tiny_model, tiny_rollouts
+
     from limbeck.config import LoraConfig, RunConfig, TrainConfig
     from limbeck.evals.tables import write_table
     from limbeck.folders import is_complete, refuse_existing
     from limbeck.rollouts.store import write_rollouts
     from limbeck.train.run import train
     from limbeck.types import Finish, Outcome, Score, ScoreTable
-    from tests.unit.train.toy import tiny_model, tiny_rollouts
 
     tiny_model().save_pretrained(root / "base")
     write_rollouts(tiny_rollouts(), root / "rollouts")

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class Server:
         self._process.communicate()
 
     def _ask(self, question: dict[str, Any]) -> int:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
@@ -64,8 +66,6 @@ class Call:
 
 
 def _sleep(root: Path) -> None:
-    from functools import partial
-
     from limbeck.studies.executors import Processes
     from limbeck.studies.runner import run_plan
     from limbeck.studies.step import Plan
@@ -92,7 +92,7 @@ def _serve() -> None:
             print(ended(asked["wait"]), flush=True)
             continue
         sys.argv = ["limbeck", *asked.get("run", ())]
-        work = main if "run" in asked else lambda root=asked.get("sleep"): _sleep(Path(root))
+        work = main if "run" in asked else partial(_sleep, Path(asked["sleep"]))
         print(forked(work, Path(asked["said"])), flush=True)
 
 

@@ -406,7 +406,7 @@ def _clean_siblings(out: Path) -> None:
 
 
 def _sweep(out: Path) -> None:
-    """In a folder that is gone on with: what processes that died were writing there. Folders in it that are ours see to theirs."""
+    """In a folder that is gone on with: what processes that died were writing there. Folders of ours in it see to theirs."""
     left = re.compile(rf"\.(.+)\.{HOST}\.\d+\.(partial|old)")
     for place, folders, files in os.walk(out):
         if Path(place) != out and MARKER in files:

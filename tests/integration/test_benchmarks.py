@@ -193,7 +193,7 @@ def test_what_was_disturbed_is_compared_without_clocks(tmp_path):
 
     (tmp_path / "steps").mkdir()
     for name, text in {
-        "manifest.json": '{"created": "now", "files": {"a.csv": "0f", "b.parquet": "1e"}, "steps": [{"seconds": 1, "name": "x"}]}',
+        "manifest.json": '{"created": "now", "files": {"a.csv": "0f", "b.txt": "1e"}, "steps": [{"seconds": 1, "name": "x"}]}',
         "metrics.jsonl": '{"step": 1, "loss": 0.5, "seconds": 0.1}\n',
         "a.csv": "arm,seconds\nsft,1.5\n",
         "report.html": "took 3 s",
@@ -201,7 +201,7 @@ def test_what_was_disturbed_is_compared_without_clocks(tmp_path):
         (tmp_path / name).write_text(text)
     assert faults.look(tmp_path) == {
         "a.csv": [{"arm": "sft"}],
-        "manifest.json": {"files": {"a.csv": "a digest", "b.parquet": "1e"}, "steps": [{"name": "x"}]},
+        "manifest.json": {"files": {"a.csv": "a digest", "b.txt": "1e"}, "steps": [{"name": "x"}]},
         "metrics.jsonl": [{"step": 1, "loss": 0.5}],
         "report.html": "a file",
         "steps": "a folder",

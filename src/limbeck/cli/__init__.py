@@ -19,7 +19,6 @@ from limbeck.cli import studies, watch, doctor, rollouts, signal, train, scores,
 # isort: on
 from limbeck.cli.options import app
 
-
 STOPPED = (130, 143)  # by SIGINT and by SIGTERM
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import ConfigError
-from limbeck.progress import bar
 from limbeck.folders import whole
+from limbeck.progress import bar
 from limbeck.report.figures import SYMBOLS
 from limbeck.report.load import load
 from limbeck.report.page import compose
