@@ -7,7 +7,11 @@ A failed grade or an undefined metric is data, not an exception, and has no plac
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LimbeckError(Exception):
@@ -56,6 +60,47 @@ class ServerError(LimbeckError, ConnectionError):
 
 class DivergedError(LimbeckError, ArithmeticError):
     """Training met NaN or infinity; the step and its inputs were saved for replay."""
+
+
+class StorageError(LimbeckError):
+    """A disk that is full or read-only, or a file that is gone: what the system says of files, once it is a sentence."""
+
+
+ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PLACE = (errno.EROFS, errno.EIO, errno.ESTALE)
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """What the system says of files, raised as :class:`StorageError`; whatever else is raised passes."""
+    try:
+        yield
+    except (LimbeckError, ConnectionError, TimeoutError):  # the latter two are about servers
+        raise
+    except Exception as error:
+        told = _of_system(error)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _of_system(error: BaseException) -> StorageError | None:
+    """The error of the operating system that this is, or that lies behind it where files were written."""
+    said = str(error)
+    if isinstance(error, OSError):
+        number = error.errno
+        said = f"{error.strerror}: {error.filename}" if error.filename else said
+    else:  # safetensors gives the number in words; torch raises another one over the system's
+        spelled = re.search(r"\(os error (\d+)\)", said)
+        behind = error.__cause__ or error.__context__
+        number = int(spelled[1]) if spelled else behind.errno if isinstance(behind, OSError) else None
+        if number not in ROOM + PLACE:
+            return None
+        said = os.strerror(number) if not spelled else said
+    must, way = "files must be there and be read and written as long as a command runs", "See to that"
+    if number in ROOM:
+        must, way = "there must be room on the disk for what is written", "Make room"
+    return StorageError(f"{must}, received: {said}. {way}, and run the same command: what was finished is kept.")
 
 
 def printable(text: str) -> str:

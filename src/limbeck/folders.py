@@ -91,6 +91,7 @@ def claim(out: Path | str, *, overwrite: bool = False) -> Path:
         _set_aside(out)
         out.mkdir()
         _lock(out)
+    _sweep(out)
     return out
 
 
@@ -145,11 +146,14 @@ def refuse_existing(out: Path | str, *, overwrite: bool = False) -> None:
     _refuse_url(out)
     out = Path(out)
     _restore(out)
+    _refuse_unwritable(out)
     if not out.exists():
         return
     if not out.is_dir():
         raise FolderError(f"--out must be a folder, received the file {out}. Give another --out.")
     if is_complete(out):
+        for former in _left_over(out, "old"):  # who finished it may have died before that went
+            shutil.rmtree(former, ignore_errors=True)
         if not overwrite:
             raise FolderError(
                 f"--out must be new, received {out}, which is complete. "
@@ -204,6 +208,14 @@ def read_manifest(path: Path | str, kind: str = "") -> dict[str, Any]:
     return manifest
 
 
+def _refuse_unwritable(out: Path) -> None:
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise FolderError(
+            f"--out must be a place to write to, received {out}, and {there} is read-only to this user. Give another --out."
+        )
+
+
 def _refuse_url(path: Path | str) -> None:
     """A URL is no path, and ``Path`` would make a local folder ``s3:`` of it."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) and not Path(path).exists():
@@ -233,9 +245,26 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def _put(path: Path, text: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(text)
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_bytes(text)
+
+
+@contextmanager
+def whole(path: Path | str) -> Iterator[Path]:
+    """A temporary sibling of a file to write; on a clean exit it takes the file's place, else it goes."""
+    temporary = _sibling(Path(path), "partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Take a folder away at once: a crash leaves all of it, or what is swept away later."""
+    temporary = _sibling(folder, "partial")
+    os.replace(folder, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def json_bytes(value: Any) -> bytes:
@@ -413,6 +442,23 @@ def _clean_siblings(out: Path) -> None:
     """Remove what is left over beside ``out``; a former copy goes only where a complete one has taken its place."""
     for path in _left_over(out, "partial") + (_left_over(out, "old") if is_complete(out) else []):
         shutil.rmtree(path, ignore_errors=True)
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _sweep(out: Path) -> None:
+    """In a folder that is gone on with: what processes that died were writing there. Folders of ours in it see to theirs."""
+    left = re.compile(rf"\.(.+)\.{HOST}\.\d+\.(partial|old)")
+    for place, folders, files in os.walk(out):
+        if Path(place) != out and MARKER in files:
+            folders.clear()
+            continue
+        for name in files:
+            if re.fullmatch(r"\.tmp\w{6}", name):  # safetensors writes beside the file, too
+                Path(place, name).unlink(missing_ok=True)
+        for match in filter(None, map(left.fullmatch, (*folders, *files))):
+            _restore(Path(place, match[1]))
+            _clean_siblings(Path(place, match[1]))
 
 
 def _restore(out: Path) -> None:

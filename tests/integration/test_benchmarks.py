@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -215,3 +217,33 @@ def test_the_plan_that_sleeps_is_one_step_then_rounds_then_one(monkeypatch):
     assert found["wall"] >= cluster.ideal(10, 0.01, 1)
     row = {"what": "w", "ours": 0.03, "theirs": None, "goal": 0.02, "unit": "fraction"}
     assert cluster.docs_table([row]).splitlines()[-1] == "| w | **0.03** |  | 0.02 | fraction |"
+
+
+def test_what_was_disturbed_is_compared_without_clocks(tmp_path):
+    import faults
+
+    (tmp_path / "steps").mkdir()
+    for name, text in {
+        "manifest.json": '{"created": "now", "files": {"a.csv": "0f", "b.txt": "1e"}, "steps": [{"seconds": 1, "name": "x"}]}',
+        "metrics.jsonl": '{"step": 1, "loss": 0.5, "seconds": 0.1}\n',
+        "a.csv": "arm,seconds\nsft,1.5\n",
+        "report.html": "took 3 s",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert faults.look(tmp_path) == {
+        "a.csv": [{"arm": "sft"}],
+        "manifest.json": {"files": {"a.csv": "a digest", "b.txt": "1e"}, "steps": [{"name": "x"}]},
+        "metrics.jsonl": [{"step": 1, "loss": 0.5}],
+        "report.html": "a file",
+        "steps": "a folder",
+    }
+    assert faults.differences({"a": 1, "b": 2}, {"a": 2, "c": 3}) == ["a (differs)", "b (missing)", "c (stray)"]
+    row = {"what": "table: killed at an operation; of 8", "ours": 8, "theirs": 8}
+    assert faults.docs_table([row]).splitlines()[-1] == "| table: killed at an operation | 8 | 8 | 8 |"
+
+
+def test_a_training_a_rollout_set_and_a_table_survive_a_few_faults():
+    command = [sys.executable, str(BENCHMARKS / "faults.py"), "--smoke", "--parts", "faults"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" at an operation on files; of ") == 6

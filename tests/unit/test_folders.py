@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,3 +263,47 @@ def test_manifest_is_sorted_json(tmp_path):
     fill(tmp_path / "run")
     keys = list(json.loads((tmp_path / "run/manifest.json").read_text()))
     assert keys == sorted(keys)
+
+
+def test_killed_or_without_room_at_any_operation_the_next_try_ends_as_if_nothing_had_been():
+    """Every change that publish, claim and seal make to files, each with a former copy and without one."""
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, str(tests / "folderfaults.py")], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == 8
+    assert {name: wrong for name, (_, _, wrong) in found.items() if wrong} == {}
+    assert all(tried == operations >= 14 for operations, tried, _ in found.values())
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_work(tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    for out in (tmp_path / "new", tmp_path / "deep" / "new", tmp_path / "full"):
+        with pytest.raises(FolderError, match=r"is read-only to this user\. Give another --out\.$"):
+            folders.refuse_existing(out)
+
+
+def test_a_folder_that_is_gone_on_with_is_swept(tmp_path):
+    out = folders.claim(tmp_path / "run")
+    inner = out / "steps"
+    fill(inner / "done")
+    stray = [
+        inner / f".x.{folders.HOST}.{DEAD}.partial",
+        out / f".a.json.{folders.HOST}.{DEAD}.partial",
+        out / ".tmpAb3dEf",
+    ]
+    stray[0].mkdir()
+    for path in stray[1:]:
+        path.touch()
+    os.replace(inner / "done", inner / f".done.{folders.HOST}.{DEAD}.old")
+    others = [inner / f".x.{folders.HOST}.{os.getppid()}.partial", inner / "live" / ".tmpAb3dEf"]
+    others[0].mkdir()
+    others[1].parent.mkdir()
+    for path in (others[1], inner / "live" / folders.MARKER):  # another process may be at work in a folder of its own
+        path.touch()
+    folders.claim(out)
+    assert not any(path.exists() for path in stray)
+    assert all(path.exists() for path in (*others, inner / "done" / "data.txt"))

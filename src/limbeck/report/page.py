@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from limbeck.bounds import content_of
-from limbeck.folders import plain
+from limbeck.folders import plain, whole
 from limbeck.report import (
     accuracies,
     answer,
@@ -306,6 +305,5 @@ def _asset(name: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all; a lone surrogate in model text becomes a question mark."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(text.encode("utf-8", "replace"))
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "replace"))

@@ -6,12 +6,12 @@ the same bytes. ``captions.md`` says what each file shows. Drawing needs matplot
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import ConfigError
+from limbeck.folders import whole
 from limbeck.progress import bar
 from limbeck.report.figures import SYMBOLS
 from limbeck.report.load import load
@@ -101,11 +101,9 @@ def _save(figure: Figure, panel: Panel, path: Path) -> None:
     from matplotlib import style
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     file_format = path.suffix.removeprefix(".")
-    with style.context(STYLE, after_reset=True):
+    with whole(path) as temporary, style.context(STYLE, after_reset=True):
         render(figure, panel).savefig(temporary, format=file_format, metadata=METADATA[file_format])
-    os.replace(temporary, path)
 
 
 def render(figure: Figure, panel: Panel) -> Canvas:

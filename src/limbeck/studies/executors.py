@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pkgutil
 import queue
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,7 +21,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from limbeck.errors import FolderError, LimbeckError
+from limbeck.errors import FolderError, LimbeckError, storage_errors
 from limbeck.folders import is_complete
 from limbeck.studies.locks import sole
 
@@ -83,7 +87,8 @@ def execute(task: Task, tell: Callable[[float], None]) -> float | None:
         if not mine or is_complete(task.out):
             return None
         begin = time.monotonic()
-        pkgutil.resolve_name(task.kinds)[task.kind](task.params, task.inputs, task.out, tell)
+        with storage_errors():  # here: errors lose what lies behind them on their way to another process
+            pkgutil.resolve_name(task.kinds)[task.kind](task.params, task.inputs, task.out, tell)
         return time.monotonic() - begin
 
 
@@ -145,8 +150,11 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind and not issubclass(kind, Exception):  # interrupted: nobody waits for the steps to end
+            for process in list(self._pool._processes.values()):
+                process.terminate()
+        self._pool.shutdown(cancel_futures=True)
 
     def room(self, running: Collection[Task], task: Task) -> bool:
         return len(running) < self._workers
@@ -183,11 +191,22 @@ _reports: Any = None  # the queue by which a process tells its progress
 
 
 def _start(reports: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt at the terminal is for the parent
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     global _reports
     _reports = reports
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed reads no result; its workers would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(task: Task) -> float | None:

@@ -6,7 +6,6 @@ Where every process holds all of the weights, the main one writes them whole; sh
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -27,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from limbeck.errors import LimbeckError
-from limbeck.folders import MANIFEST, file_digest, publish, read_manifest
+from limbeck.folders import MANIFEST, file_digest, publish, read_manifest, remove
 from limbeck.train import shards
 from limbeck.train.engine import Engine
 from limbeck.train.models import trained_tensors
@@ -57,9 +56,13 @@ def save(folder: Path, step: int, engine: Engine) -> None:
         if main and engine.carried:
             save_file({name: t.contiguous() for name, t in engine.carried.items()}, out / CARRIED)
     if main:
-        for old in sorted(folder.glob("step-*"))[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+        _remove_old(folder)
     processes.wait_for_everyone()
+
+
+def _remove_old(folder: Path) -> None:
+    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        remove(old)
 
 
 def _write_whole(out: Path, engine: Engine) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def _write_whole(out: Path, engine: Engine) -> dict[str, Any]:
     optimizer = get_optimizer_state_dict(_student(engine), _optimizers(engine), options=WHOLE)
     if engine.accelerator.is_main_process:
         save_file({name: t.contiguous() for name, t in weights.items()}, out / WEIGHTS)
-        torch.save(_state(engine, optimizer), out / STATE)
+        _write_state(out / STATE, engine, optimizer)
     return {}
 
 
@@ -75,14 +78,23 @@ def _write_sharded(out: Path, engine: Engine) -> dict[str, Any]:
     """What the manifest gets: digests of the shards, which every process reads a share of."""
     numbers = shards.write(out / shards.FOLDER, _student(engine), _optimizers(engine))
     if engine.accelerator.is_main_process:
-        torch.save(_state(engine, numbers), out / STATE)
+        _write_state(out / STATE, engine, numbers)
     names = [f"{shards.FOLDER}/{file.name}" for file in sorted((out / shards.FOLDER).iterdir())]
     names = _from_main(engine.accelerator, names)
     return {"files": dict(zip(names, _digests(out, names, engine.accelerator), strict=True))}
 
 
-def _state(engine: Engine, optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    return {"optimizer": optimizer, "schedules": [w.schedule.state_dict() for w in engine.walkers]}
+def _write_state(path: Path, engine: Engine, optimizer: Mapping[str, Any]) -> None:
+    state = {"optimizer": _listed(optimizer), "schedules": [w.schedule.state_dict() for w in engine.walkers]}
+    with path.open("wb") as file:  # given a path, torch would not say why it cannot write
+        torch.save(state, file)
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as the lists that they come back as, so that a run that was killed leaves the same bytes."""
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def resume(folder: Path, engine: Engine) -> int:
@@ -102,6 +114,8 @@ def resume(folder: Path, engine: Engine) -> int:
             walker.schedule.load_state_dict(saved)
         if processes.is_main_process and (path / CARRIED).is_file():
             engine.carried.update(load_file(path / CARRIED))
+        if processes.is_main_process:
+            _remove_old(folder)  # killed before it was, and no other checkpoint may come
         return int(read_manifest(path, kind="checkpoint")["step"])
     return 0
 

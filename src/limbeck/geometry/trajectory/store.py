@@ -6,7 +6,6 @@ A snapshot that is taken again, after a crash, replaces what was written from it
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from limbeck.digests import sound
 from limbeck.errors import FolderError
-from limbeck.folders import plain
+from limbeck.folders import plain, whole
 from limbeck.geometry.dense.codes import codes, histogram
 from limbeck.geometry.trajectory.snapshot import GRID, Kept
 
@@ -140,9 +139,8 @@ def _file(folder: Path, step: int) -> Path:
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file(tensors, temporary)
-    temporary.replace(file)
+    with whole(file) as temporary:
+        save_file(tensors, temporary)
 
 
 def _read(file: Path, prefix: str = "") -> Tensors:
