@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(base, rollouts, settings
     newest = tmp_path / "run" / "checkpoints" / "step-000006" / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
     monkeypatch.setattr(loop, "gradient", real)
-    with pytest.warns(RuntimeWarning, match="step-000006 is damaged and was skipped"):
+    with pytest.warns(RuntimeWarning, match=r"step-000006 is damaged \(weights.safetensors\) and was skipped"):
         run(base, rollouts, settings, tmp_path / "run")
     run(base, rollouts, settings, tmp_path / "whole")
     assert all(torch.equal(a, adapter(tmp_path / "whole")[k]) for k, a in adapter(tmp_path / "run").items())
