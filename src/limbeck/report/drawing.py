@@ -117,7 +117,21 @@ def numbers(values: Sequence[float | None]) -> np.ndarray:
 def _scatter(axes: Axes, trace: Mapping[str, Any], before: Mapping[str, Any], place: int) -> None:
     _known(
         trace,
-        {"type", "mode", "x", "y", "line", "marker", "fill", "fillcolor", "error_x", "error_y", "text", *APART},
+        {
+            "type",
+            "mode",
+            "x",
+            "y",
+            "line",
+            "marker",
+            "fill",
+            "fillcolor",
+            "opacity",
+            "error_x",
+            "error_y",
+            "text",
+            *APART,
+        },
         "a scatter trace",
     )
     x, y, modes, line = numbers(trace["x"]), numbers(trace["y"]), trace["mode"].split("+"), trace.get("line", {})
@@ -125,7 +139,15 @@ def _scatter(axes: Axes, trace: Mapping[str, Any], before: Mapping[str, Any], pl
     if trace.get("fill"):
         if trace["fill"] != "tonexty" or list(before["x"]) != list(trace["x"]):
             raise _unknown(f"fill {trace['fill']!r}", ["tonexty over the x of the trace before"])
-        axes.fill_between(x, numbers(before["y"]), y, color=color(trace["fillcolor"]), linewidth=0, zorder=0.8)
+        axes.fill_between(
+            x,
+            numbers(before["y"]),
+            y,
+            color=color(trace["fillcolor"]),
+            alpha=trace.get("opacity"),
+            linewidth=0,
+            zorder=0.8,
+        )
     for side in ("x", "y"):
         if f"error_{side}" in trace:
             _bars(axes, x, y, side, trace[f"error_{side}"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from limbeck.report.parts import Figure, Panel, Sheet, label_text
@@ -16,6 +17,7 @@ from limbeck.report.view import Run, View
 from limbeck.report.words import bounds, fixed, number, percent, short
 
 MAX_POINTS = 80  # of a training curve: more is noise at this size
+BAND = 0.2  # opacity of a band of seeds
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 
 
@@ -225,39 +227,61 @@ def training(view: View) -> Figure | None:
         for r in view.results.training[run.id]
     ]
     longest = max(len(view.results.training[run.id]) for run in runs)
+    dotted = any(trace["line"].get("dash") == "dot" for panel in panels for trace in panel.data)
     note = f" Each point is the mean of up to {-(-longest // MAX_POINTS)} records; the CSV holds them all."
     return Figure(
         title="Curves",
         caption=(
             "Arms minimize different things: their own losses cannot be compared with each other, the NLL can, on the "
-            f"rows that each was given. Dotted lines are further seeds.{note if longest > MAX_POINTS else ''}"
+            "rows that each was given. Of several seeds the line is the mean and the band goes from the lowest to the highest, "
+            f"no interval; seeds that took other steps have dotted lines.{note if longest > MAX_POINTS else ''}"
         ),
         panels=panels,
         sheet=Sheet("training", ["run", "step", "learning_rate", *keys], rows),
         size="small",
-        legend=legend(view, [run.id for run in runs]),
+        legend=legend(view, [run.id for run in runs if run.lead or dotted]),
     )
 
 
 def _curves(view: View, runs: Sequence[Run], key: str, title: str) -> Panel | None:
-    data = []
+    found = {run.id: _windows(view, run, key) for run in runs}
+    data: list[dict[str, Any]] = []
     for run in runs:
-        records = [(number(r.get("step")), number(r.get(key))) for r in view.results.training[run.id]]
-        steps, values = windows([record for record in records if all(map(math.isfinite, record))])
-        if steps:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "x": steps,
-                    "y": values,
-                    "hoverinfo": "x+y+name",
-                    "name": label_text(run.label, 26),
-                    **stroke(view, run.id, width=1.5),
-                }
-            )
+        seeds = [found[other.id] for other in runs if other.arm == run.arm]
+        if _in_band(seeds):
+            data += _band(view, run, seeds) if run.lead else []
+        elif found[run.id][0]:
+            steps, values = found[run.id]
+            data.append({**_line(view, run), "x": steps, "y": values})
     layout = {"xaxis": axis("step"), "yaxis": {"zeroline": False, "nticks": 5}, "showlegend": False}
     return Panel(title, data, layout) if data else None
+
+
+def _windows(view: View, run: Run, key: str) -> tuple[list[float], list[float]]:
+    records = [(number(r.get("step")), number(r.get(key))) for r in view.results.training[run.id]]
+    return windows([record for record in records if all(map(math.isfinite, record))])
+
+
+def _in_band(seeds: Sequence[tuple[list[float], list[float]]]) -> bool:
+    """Whether the seeds of an arm are several that took the same steps."""
+    steps = seeds[0][0]
+    return len(seeds) > 1 and bool(steps) and all(own == steps for own, _ in seeds)
+
+
+def _band(view: View, lead: Run, seeds: Sequence[tuple[list[float], list[float]]]) -> list[dict[str, Any]]:
+    """The mean over an arm's seeds in the band from the lowest to the highest."""
+    steps, rows = seeds[0][0], list(zip(*(values for _, values in seeds), strict=True))
+    edge = {"type": "scatter", "mode": "lines", "x": steps, "line": {"width": 0}, "hoverinfo": "skip", "meta": lead.arm}
+    return [
+        {**edge, "y": [min(row) for row in rows]},
+        {**edge, "y": [max(row) for row in rows], "fill": "tonexty", "fillcolor": view.color(lead.id), "opacity": BAND},
+        {**_line(view, lead), "x": steps, "y": [fmean(row) for row in rows]},
+    ]
+
+
+def _line(view: View, run: Run) -> dict[str, Any]:
+    line = {"type": "scatter", "mode": "lines", "hoverinfo": "x+y+name", "name": label_text(run.label, 26)}
+    return {**line, **stroke(view, run.id, width=1.5)}
 
 
 def windows(curve: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> tuple[list[float], list[float]]:

@@ -12,6 +12,7 @@ from limbeck.errors import DataError, FolderError
 from limbeck.folders import read_json, write_json
 from limbeck.geometry.table import read_measurements, write_measurements
 from limbeck.report.claims import claims
+from limbeck.report.figures import training
 from limbeck.report.load import Results, load
 from limbeck.report.tables import recipes
 from limbeck.report.view import View
@@ -291,3 +292,26 @@ def test_reading_changes_nothing(results: Path):
     load(results)
     assert before == {path.name: path.read_bytes() for path in results.iterdir()}
     assert isinstance(read_json(results / "study.json"), dict)
+
+
+def test_seeds_that_took_the_same_steps_are_a_mean_in_a_band_and_others_are_dotted(view: View):
+    name, later = next((run.arm, run.id) for run in view.runs if not run.lead)
+    lead = next(run.id for run in view.runs if run.arm == name)
+
+    def traces(of: View) -> list[dict]:
+        figure = training(of)
+        assert figure is not None
+        panel = next(panel for panel in figure.panels if panel.title.startswith("NLL"))
+        return [trace for trace in panel.data if trace["meta"] == name]
+
+    low, high, line = traces(view)
+    assert (high["fill"], high["opacity"], line["line"]["dash"]) == ("tonexty", 0.2, "solid")
+    assert all(a < m < b for a, m, b in zip(low["y"], line["y"], high["y"], strict=True))
+    both = [
+        [r["nll"] for r in view.results.training[run]][: len(view.results.training[lead]) // len(line["y"])]
+        for run in (lead, later)
+    ]
+    assert line["y"][0] == pytest.approx(sum(map(sum, both)) / sum(map(len, both)), rel=0.05)
+
+    cut = {**view.results.training, later: view.results.training[later][:-40]}
+    assert [trace["line"]["dash"] for trace in traces(View(replace(view.results, training=cut)))] == ["solid", "dot"]
