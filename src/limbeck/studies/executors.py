@@ -152,7 +152,7 @@ class Processes:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind and not issubclass(kind, Exception):  # interrupted: nobody waits for the steps to end
-            for process in list(self._pool._processes.values()):
+            for process in list((self._pool._processes or {}).values()):
                 process.terminate()
         self._pool.shutdown(cancel_futures=True)
 

@@ -56,12 +56,13 @@ def save(folder: Path, step: int, engine: Engine) -> None:
         if main and engine.carried:
             save_file({name: t.contiguous() for name, t in engine.carried.items()}, out / CARRIED)
     if main:
-        _remove_old(folder)
+        _remove_old(folder, place.name)
     processes.wait_for_everyone()
 
 
-def _remove_old(folder: Path) -> None:
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+def _remove_old(folder: Path, newest: str) -> None:
+    """Those before the newest whole one; later ones are damaged and are written again."""
+    for old in sorted(path for path in folder.glob("step-*") if path.name <= newest)[:-KEEP]:
         remove(old)
 
 
@@ -115,7 +116,7 @@ def resume(folder: Path, engine: Engine) -> int:
         if processes.is_main_process and (path / CARRIED).is_file():
             engine.carried.update(load_file(path / CARRIED))
         if processes.is_main_process:
-            _remove_old(folder)  # killed before it was, and no other checkpoint may come
+            _remove_old(folder, name)  # killed before it was, and no other checkpoint may come
         return int(read_manifest(path, kind="checkpoint")["step"])
     return 0
 
