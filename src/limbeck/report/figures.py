@@ -234,7 +234,7 @@ def training(view: View) -> Figure | None:
         caption=(
             "Arms minimize different things: their own losses cannot be compared with each other, the NLL can, on the "
             "rows that each was given. Of several seeds the line is the mean and the band goes from the lowest to the highest, "
-            f"no interval. Dotted lines are seeds outside of a band: null arms, or other steps.{note if longest > MAX_POINTS else ''}"
+            f"no interval. Dotted: seeds outside of a band (null arms, other steps).{note if longest > MAX_POINTS else ''}"
         ),
         panels=panels,
         sheet=Sheet("training", ["run", "step", "learning_rate", *keys], rows),
