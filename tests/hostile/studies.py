@@ -32,7 +32,7 @@ STUDIES = [
         "a learning rate of NaN",
         "study run",
         study(ARMS + "train = { learning_rate = nan }"),
-        "study.train.learning_rate: input should be greater than 0, received nan.",
+        "study.train.learning_rate: input should be a finite number, received nan.",
     ),
     Case(
         "steps of 400 digits",

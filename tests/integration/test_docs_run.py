@@ -22,14 +22,29 @@ from limbeck.problems.prompts import response_ids
 from limbeck.train.models import load_tokenizer
 from serving import completion, serving
 
-BY_ITSELF = {"README.md": "integration/test_readme.py", "docs/evaluation.md": "unit/evals/test_evaluation_page.py"}
+BY_ITSELF = {
+    "README.md": "integration/test_readme.py",
+    "docs/evaluation.md": "unit/evals/test_evaluation_page.py",
+    "docs/scale.md": "integration/test_scale.py",  # recipes for clusters: read there by what would run them
+}
 COMMANDS = {
     page: found
     for page, text in PAGES.items()
     if page not in BY_ITSELF and (found := [line for line in commands(MARKED.sub("", text)) if not is_synopsis(line)])
 }
 IMPORT = "limbeck import rollouts.jsonl --model path/to/model --out"
-BEFORE = {"docs/doctor.md": [f"{IMPORT} rlad/rollouts"], "docs/trajectories.md": [f"{IMPORT} rollouts/mine"]}
+ROLLOUTS, BUCKET = "--base abacus:base --rollouts", "s3://bucket"
+BEFORE = {
+    "docs/doctor.md": [f"{IMPORT} rlad/rollouts"],
+    "docs/trajectories.md": [f"{IMPORT} rollouts/mine"],
+    "docs/servers.md": [f"{IMPORT} rollouts/given"],
+    "docs/storage.md": [
+        "limbeck eval --base abacus:base --problems abacus:test --out scores/base",
+        f"{IMPORT} rollouts/given",
+        f"limbeck train {ROLLOUTS} rollouts/given --out {BUCKET}/runs/sft",
+        f"limbeck eval --run {BUCKET}/runs/sft --problems abacus:test --out {BUCKET}/scores/dft-1",
+    ],
+}
 REFUSED = "limbeck doctor abacus:base --rollouts rlad/rollouts --teacher abacus:teacher"  # a problem, as the page says
 STUDY = """
 name = "six"
@@ -63,6 +78,9 @@ def study(tmp_path_factory) -> Path:
 def test_they_run(page, folder, request, tmp_path, monkeypatch):
     here = Path(shutil.copytree(folder, tmp_path / "user", symlinks=True))
     monkeypatch.chdir(here)
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        (here / f"{name}.toml").write_text(STUDY.replace('"six"', f'"{name}"'))
     for name in re.findall(r"runs/(?:six|seven|quickstart)\b", PAGES[page]):
         shutil.copytree(request.getfixturevalue("study"), here / name, dirs_exist_ok=True)
     for command in [*BEFORE.get(page, []), *COMMANDS[page]]:
@@ -91,8 +109,9 @@ def taking_part(command: str) -> Iterator[tuple[str, str]]:
         finally:
             reader.join()
             signal.signal(signal.SIGINT, before)
-    else:
-        yield command, ""
+    else:  # a storage, and a cluster, that every machine has
+        here = re.sub(r" --on \S+", "", command).replace(" /shared/", " ").replace(BUCKET, "memory://bucket")
+        yield here, ""
 
 
 def look_and_leave(address: str, seconds: float = 120) -> None:

@@ -234,9 +234,11 @@ def outside(engine: Engine) -> dict[str, float]:
 
 def outside_when_due(engine: Engine, step: int) -> dict[str, float]:
     """The same after the steps whose weights are kept, and the last; nothing after others."""
-    config = engine.config
-    due = step % config.checkpoint_every == 0 or step in config.keep or step == config.num_steps
-    return outside(engine) if due else {}
+    return outside(engine) if _kept(engine.config, step) else {}
+
+
+def _kept(config: TrainConfig, step: int) -> bool:
+    return step % config.checkpoint_every == 0 or step in config.keep or step == config.num_steps
 
 
 def _anchor(engine: Engine) -> dict[str, Tensor]:
@@ -252,10 +254,11 @@ def finite_norm(engine: Engine, step: int, out: Path) -> float:
     """:func:`update_norm` after a step.
 
     Raises:
-        DivergedError: a weight is NaN or infinite; nothing of the step is kept.
+        DivergedError: a weight is NaN or infinite and the step would be kept; after another, the next step says which rows
+            cannot be computed.
     """
     norm = update_norm(engine)
-    if not math.isfinite(norm):
+    if not math.isfinite(norm) and _kept(engine.config, step):
         raise DivergedError(
             f"{NOT_FINITE.format('weight', step)}. Nothing of that step is kept, checkpoints of earlier ones, if any, are in "
             f"{out / 'checkpoints'}; lower train.learning_rate = {engine.config.learning_rate:g}."

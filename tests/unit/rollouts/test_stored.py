@@ -92,8 +92,11 @@ def test_digest_from_columns_of_other_ids_none_and_infinity():
         assert digest.hexdigest() == RolloutSet(rollouts=tuple(rows), provenance={}).digest
     digest = Digest()
     assert digest.hexdigest() == RolloutSet(rollouts=(), provenance={}).digest
+    table = store._table([rollout("a", 0, [1, 2], [-0.5, -0.25])])
+    infinite = pa.array([[-0.5, -math.inf]], pa.list_(pa.float64()))
+    column = table.schema.get_field_index("behavior_logprobs")
     with pytest.raises(ValueError, match="JSON"):
-        digest.update(store._table([rollout("a", 0, [1, 2], [-0.5, -math.inf])]))
+        digest.update(table.set_column(column, table.schema.field(column), infinite))
 
 
 def test_random_logprobs_are_rounded_as_python_rounds():

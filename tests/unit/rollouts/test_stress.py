@@ -89,7 +89,7 @@ def test_behaviour_log_probs_of_infinity_are_refused(bad):
 def test_any_finite_number_is_a_reward_and_is_kept_to_the_bit(tmp_path, reward):
     rollouts = RolloutSet(rollouts=(rollout(reward=reward, behavior_logprobs=(-1e9,)),), provenance={})
     again = read_rollouts(write_rollouts(rollouts, tmp_path / "rollouts"))
-    assert again.rollouts == rollouts.rollouts
+    assert tuple(again.rollouts) == rollouts.rollouts
     assert again.digest == rollouts.digest
 
 
