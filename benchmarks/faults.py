@@ -40,6 +40,7 @@ from common import THREAD_VARIABLES, Results, Row, machine, number, table_in_doc
 for name in THREAD_VARIABLES:  # forks of a process with threads may hang
     os.environ[name] = "1"
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # a fork may not start a pool of threads
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
