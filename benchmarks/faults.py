@@ -48,13 +48,7 @@ from faultpoints import SMALLEST, Found, Unit, differences, ended, everywhere, f
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 COMMAND = "python benchmarks/faults.py"
-CLOCKS = {
-    "created",
-    "started",
-    "seconds",
-    "wall_seconds",
-    "self",
-}  # the last: a manifest's digest of itself, times included
+CLOCKS = {"created", "started", "seconds", "wall_seconds", "self"}  # "self": a manifest's digest, its times included
 TIMED = ("seconds.json", "report.html")  # the page prints how long steps took
 STEPS, MOST = 4, 60  # of the training; operations tried where there are more
 

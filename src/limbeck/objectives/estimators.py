@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Tokens = Float[Tensor, "*tokens"]
-LOG_RATIO_LIMIT = (
-    20.0  # nats; beyond it exp meets the end of float32 and a gradient becomes infinite, or NaN where clipped
-)
+# nats; beyond it exp meets the end of float32 and a gradient becomes infinite, or NaN where clipped
+LOG_RATIO_LIMIT = 20.0
 
 
 def k1(logprobs: Tokens, other_logprobs: Tokens) -> Tokens:

@@ -26,9 +26,8 @@ def make_accelerator() -> Accelerator:
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     asked = parse_flag_from_env("ACCELERATE_USE_FSDP")
-    if (
-        asked and accelerator.distributed_type == DistributedType.MULTI_CPU
-    ):  # accelerate would replicate, and not say so
+    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # accelerate would replicate, and not say so
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         # both hold it: each is read, and the one is filled from the other
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP

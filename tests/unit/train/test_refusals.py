@@ -25,7 +25,7 @@ from limbeck.train import loop
 from limbeck.train import run as run_module
 from limbeck.train.data import prepare
 from limbeck.train.models import add_adapter, load_model, model_digest
-from limbeck.train.record import read_metrics
+from limbeck.train.record import read_metrics, update_norm
 from limbeck.train.run import RunConfig, train
 from limbeck.types import RolloutSet
 
@@ -79,6 +79,26 @@ def test_what_cannot_be_sharded_is_refused_before_anything_is_loaded(base, rollo
     with pytest.raises(ConfigError, match=r"need torch 2\.9 or newer, received torch"):
         train(config_of("nowhere", rollouts, settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device has what is refused here")
+def test_fused_layers_are_refused_without_a_device_before_a_folder_is_made(base, rollouts, settings, tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.liger needs a CUDA device .* received a CPU"):
+        train(config_of(base, rollouts, settings, liger=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_norm_of_an_update_is_that_of_its_products_whatever_their_shapes():
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"a": (6, 2, 5), "b": (6, 2, 5), "c": (3, 4, 9)}
+    factors, square = {}, 0.0
+    for name, (rows, rank, columns) in shapes.items():
+        left, right = (torch.randn(*shape, generator=draw) for shape in ((rows, rank), (rank, columns)))
+        factors |= {f"{name}.lora_A.weight": right, f"{name}.lora_B.weight": left}
+        square += float((left.double() @ right.double()).square().sum())
+    assert update_norm(factors, 1.5) == pytest.approx(1.5 * math.sqrt(square), rel=1e-12)
+    factors["b.lora_A.weight"][0, 0] = math.nan
+    assert math.isnan(update_norm(factors, 1.5))
 
 
 def test_a_typo_does_not_claim_the_folder(base, rollouts, settings, tmp_path):
