@@ -50,7 +50,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 COMMAND = "python benchmarks/faults.py"
 CLOCKS = {"created", "started", "seconds", "wall_seconds", "self"}  # "self": a manifest's digest, its times included
 TIMED = ("seconds.json", "report.html")  # the page prints how long steps took
-STEPS, MOST = 4, 60  # of the training; operations tried where there are more
+STEPS, MOST = 2, 60  # of the training; operations tried where there are more
 
 
 # ---------------------------------------------------------------------------------------------------------------- look
@@ -172,7 +172,7 @@ def units(root: Path) -> dict[str, Unit]:
     tiny_model().save_pretrained(root / "base")
     write_rollouts(tiny_rollouts(), root / "rollouts")
     settings = TrainConfig(
-        method="lora", batch_size=4, num_steps=STEPS, checkpoint_every=1, trajectory=2, trajectory_k=4, keep=(2,),
+        method="lora", batch_size=4, num_steps=STEPS, checkpoint_every=1, trajectory=2, trajectory_k=4, keep=(1,),
         lora=LoraConfig(rank=2, alpha=4.0, dropout=0.1),
     )  # fmt: skip
     run = RunConfig(base=str(root / "base"), rollouts=str(root / "rollouts"), train=settings)
