@@ -182,7 +182,14 @@ def _fold(root: Path, module: str, pair: Mapping[str, Tensor], config: Mapping[s
             f"{where}: lora_A must be (rank, in) and lora_B (out, rank) with rank >= 1, received "
             f"{tuple(right.shape)} and {tuple(left.shape)}. Convolutions and damaged files cannot be measured."
         )
-    return LowRank((left.double() * _scale(where, module, right.shape[0], config)).float(), right)
+    scale = _scale(where, module, right.shape[0], config)
+    scaled = (left.double() * scale).float()
+    if not torch.isfinite(scaled).all():
+        raise ModelError(
+            f"{where}: the scaled update must be finite, received lora_B times {scale:g}, beyond 32 bits. The run diverged, "
+            f"or {CONFIG} is not its own: measure an earlier checkpoint."
+        )
+    return LowRank(scaled, right)
 
 
 def _scale(where: str, module: str, rank: int, config: Mapping[str, object]) -> float:
@@ -208,7 +215,7 @@ def _by_pattern(where: str, module: str, config: Mapping[str, object], key: str,
     name = pa.scalar(module)
     try:
         return next((v for p, v in patterns.items() if _ends(name, str(p))), default)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeEncodeError) as error:
         raise ModelError(f"{where}: {key} must hold regular expressions, received one with {error}.") from error
 
 
