@@ -64,7 +64,7 @@ lock: setup
 
 audit: setup
 	$(PIP) pip-audit
-	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip
+	$(BIN)/pip-audit --strict --requirement requirements.lock --require-hashes --disable-pip
 
 sbom: setup
 	$(PIP) cyclonedx-bom
