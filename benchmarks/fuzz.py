@@ -6,7 +6,8 @@
 
 Whole files of each kind are changed (``mutations.py``): bytes are flipped, cut, doubled and moved, values and columns are put in
 place of others. With atheris (``pip install atheris``) inputs that reach lines of limbeck that none had reached are kept and
-changed further; without it every input is made of the whole files. The minutes are of the parser's processor time.
+changed further; without it every input is made of the whole files. Minutes are by the clock; those of the processor, without the
+processes that a parser starts, are told beside them.
 
 A finding is an exception that is none of limbeck's, more than ten seconds for one input, more memory than the limit, or a
 process that died; its files are kept under ``--keep``, with the traceback.
@@ -45,7 +46,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 SECONDS = 10  # for one input
 MEMORY_BYTES = 2 << 30  # beyond what the process has before its first input
 LARGEST = 1 << 21  # bytes of an input that is kept to be changed further
-KINDS = ("inputs", "refused", "accepted", "findings", "CPU minutes", "peak MiB")
+KINDS = ("inputs", "refused", "accepted", "findings", "minutes", "CPU minutes", "peak MiB")
 
 
 class HangError(BaseException):
@@ -95,7 +96,7 @@ def _cells(stored: dict[str, Any], name: str) -> list[str]:
 
 def fuzz(name: str, seconds: float, seed: int, keep: Path, *, smoke: bool = False) -> dict[str, float]:
     """By kind, of one parser over its time; a process that died is a finding, and another takes its place."""
-    counts, used, peak = Counter[str](), 0.0, 0.0
+    counts, used, busy, peak = Counter[str](), 0.0, 0.0, 0.0
     while used < seconds:
         with tempfile.TemporaryDirectory() as scratch:
             begun = seed + sum(counts.values())
@@ -109,7 +110,7 @@ def fuzz(name: str, seconds: float, seed: int, keep: Path, *, smoke: bool = Fals
             if not told:
                 raise SystemExit(f"{name} died before its first input")
             counts.update(told["counts"])
-            used, peak = used + told["seconds"], max(peak, told["peak"])
+            used, busy, peak = used + told["seconds"], busy + told["busy"], max(peak, told["peak"])
             found = sorted(Path(scratch).glob("finding-*"))
             if done.returncode:
                 counts["findings"] += 1
@@ -118,8 +119,8 @@ def fuzz(name: str, seconds: float, seed: int, keep: Path, *, smoke: bool = Fals
                 shutil.copytree(folder, keep / f"{name}-{begun}-{place}", dirs_exist_ok=True)
         if smoke:
             break
-    return {"inputs": sum(counts.values()), **{kind: counts[kind] for kind in KINDS[1:4]}, "CPU minutes": used / 60,
-            "peak MiB": peak / 2**20}  # fmt: skip
+    measured = {"minutes": used / 60, "CPU minutes": busy / 60, "peak MiB": peak / 2**20}
+    return {"inputs": sum(counts.values()), **{kind: counts[kind] for kind in KINDS[1:4]}, **measured}
 
 
 # ------------------------------------------------------------------------------------------------------ the child's side
@@ -132,7 +133,7 @@ def work(name: str, scratch: Path, seconds: float, seed: int, *, most: int | Non
     guided = most is None and importlib.util.find_spec("atheris") is not None
     with instrumented() if guided else contextlib.nullcontext():
         wholes, opened, target = prepare(name, scratch)
-    before, begin = resident(), time.process_time()
+    before, begin, busy = resident(), time.monotonic(), time.process_time()
     pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (pages + MEMORY_BYTES, pages + MEMORY_BYTES))
     counts = Counter[str]()
@@ -145,8 +146,8 @@ def work(name: str, scratch: Path, seconds: float, seed: int, *, most: int | Non
         for file, data in files.items():
             (folder / file).write_bytes(data)
         counts[outcome(name, opened, folder / target if target else folder, scratch)] += 1
-        used = time.process_time() - begin
-        told = {"counts": counts, "seconds": used, "peak": peak() - before}
+        used = time.monotonic() - begin
+        told = {"counts": counts, "seconds": used, "busy": time.process_time() - busy, "peak": peak() - before}
         (scratch / "told.json").write_text(json.dumps(told))
         return used < seconds and sum(counts.values()) != most
 

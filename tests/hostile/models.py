@@ -187,4 +187,12 @@ MODELS = [
         model(generation_config__json='{"eos_token_id": {"a": 1}}'),
         "generation_config.json: eos_token_id must be an id or a list of them, received {'a': 1}.",
     ),
+    Case(
+        "a longest prompt in words",
+        "eval --base",
+        model(
+            tokenizer_config__json='{"tokenizer_class": "TokenizersBackend", "eos_token": "<|end|>", "model_max_length": "x"}'
+        ),
+        "must hold a tokenizer beside the model",
+    ),
 ]

@@ -107,7 +107,9 @@ WEIGHTS = [
     ),
     Case("a scale that leaves 32 bits", "measure", adapter(lora_alpha=1e308), "the scaled update must be finite"),
     Case(
-        "half of a surrogate pair in a pattern", "measure", adapter(alpha_pattern={"\ud800": 4}),
+        "half of a surrogate pair in a pattern",
+        "measure",
+        adapter(alpha_pattern={"\ud800": 4}),
         "alpha_pattern must hold regular expressions, received one with",
     ),  # fmt: skip
     Case("a pattern that takes for ever to match", "measure", named("a" * 60 + "b", rank_pattern={"(a+)+$": 2})),

@@ -87,6 +87,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     path = model_folder(name)
     with foreign(f"{path} must hold a tokenizer beside the model"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer.decode(tokenizer.encode("1"), skip_special_tokens=True)  # settings of other types fail here, or later
     check_template(tokenizer)
     return tokenizer
 
