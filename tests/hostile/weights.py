@@ -111,7 +111,7 @@ WEIGHTS = [
         "measure",
         adapter(alpha_pattern={"\ud800": 4}),
         "alpha_pattern must hold regular expressions, received one with",
-    ),  # fmt: skip
+    ),
     Case("a pattern that takes for ever to match", "measure", named("a" * 60 + "b", rank_pattern={"(a+)+$": 2})),
     Case(
         "a pattern that is no expression",
