@@ -195,4 +195,12 @@ MODELS = [
         ),
         "must hold a tokenizer beside the model",
     ),
+    Case(
+        "an unknown token that is unknown itself",
+        "eval --base",
+        model(
+            tokenizer_config__json='{"tokenizer_class": "TokenizersBackend", "eos_token": "<|end|>", "unk_token": ""}'
+        ),
+        "must hold a tokenizer beside the model",
+    ),
 ]

@@ -87,9 +87,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     path = model_folder(name)
     with foreign(f"{path} must hold a tokenizer beside the model"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        tokenizer.decode(tokenizer.encode("1"), skip_special_tokens=True)  # settings of other types fail here, or later
+        _use(tokenizer)
     check_template(tokenizer)
     return tokenizer
+
+
+def _use(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whatever its settings have of another type, or name without having it, fails here and not in the middle of a verb."""
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    tokenizer.decode([*tokenizer.encode("1"), *(i for i in special if i is not None)], skip_special_tokens=True)
 
 
 @contextmanager

@@ -19,9 +19,10 @@ from limbeck.parquet import DAMAGES, parquet_batches
 
 ZSTD = 93  # not in Python's zipfile before 3.14; pyarrow brings a decoder
 LOCAL_HEADER = 30
-CHUNK = 1 << 20
+CHUNK = 1 << 16
 UNREADABLE = (
     zipfile.BadZipFile, zlib.error, OSError, EOFError, struct.error, NotImplementedError, RuntimeError, ValueError,
+    MemoryError,
 )  # fmt: skip
 
 
