@@ -94,8 +94,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _use(tokenizer: PreTrainedTokenizerBase) -> None:
     """Whatever its settings have of another type, or name without having it, fails here and not in the middle of a verb."""
-    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
-    tokenizer.decode([*tokenizer.encode("1"), *(i for i in special if i is not None)], skip_special_tokens=True)
+    _ = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id
+    tokenizer.decode(tokenizer.encode("1"), skip_special_tokens=True)
 
 
 @contextmanager
