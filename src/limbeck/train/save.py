@@ -38,6 +38,7 @@ def save_adapter(
         peft_config.base_model_name_or_path = origin(base)
         # peft keeps a set, which is written in another order by every process
         peft_config.target_modules = sorted(lora.targets)  # type: ignore[attr-defined]
+    shutil.rmtree(folder, ignore_errors=True)  # peft adds to a card that it finds, be it half written
     # an adapter on projections touches no embedding
     model.save_pretrained(str(folder), state_dict=dict(weights), save_embedding_layers=False)
     write_json(folder / "limbeck.json", identity)
