@@ -7,7 +7,6 @@ problems of one id, an answer that the set cannot have.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import isfinite
@@ -20,6 +19,7 @@ from limbeck.problems.files import Row, find_source, read_rows
 from limbeck.problems.normal import choice, rational, tidy
 from limbeck.types import Problem
 
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's categories Cc and Cs
 LOST_BACKSLASH = re.compile(r"\t(?:imes|heta|riangle|ext\{)|\r(?:ight|angle|ho\b)")
 PLACE = "{problem}"  # of a problem's text in a template
 CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's marks for a calculator; no model should learn to write them
@@ -200,7 +200,7 @@ def _text(row: Row, name: str) -> str:
 
 
 def _check_characters(row: Row, text: str, allow: str) -> None:
-    bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in allow), "")
+    bad = next((found[0] for found in CONTROL.finditer(text) if found[0] not in allow), "")
     lost = LOST_BACKSLASH.search(text)
     if bad or lost:
         shown = repr(lost[0] if lost else bad)
