@@ -127,6 +127,9 @@ def inert(value: object) -> object:
     return value
 
 
+MOST_CHOICES, LONGEST_LIST = 500, 3000  # that are looked through; characters that are shown
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the closest match, then every choice.
 
@@ -135,7 +138,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     >>> nearest("zzz", ["beta"])
     'Known: beta.'
     """
-    known = sorted(choices)
-    close = difflib.get_close_matches(word, known, n=1)
+    known = sorted({f"{choice:.60}" for choice in choices})  # names may be a stranger's, and many
+    close = difflib.get_close_matches(word, known[:MOST_CHOICES], n=1)
     hint = f'Did you mean "{close[0]}"? ' if close else ""
-    return f"{hint}Known: {', '.join(known)}."
+    told = ", ".join(known)
+    return f"{hint}Known: {told if len(told) < LONGEST_LIST else told[:LONGEST_LIST] + '...'}."

@@ -280,6 +280,12 @@ PROBLEMS = [
         "nesting too deep to read",
     ),
     Case(
+        "a field's name of 10,000 characters",
+        "eval --problems",
+        file("problems.jsonl", json.dumps({"x" * 10_000: "1", "answer": "2"})),
+        'a row needs the field "prompt". Known: answer, xxx',
+    ),
+    Case(
         "a key twice",
         "eval --problems",
         file("problems.jsonl", '{"prompt": "1", "answer": "2", "answer": "3"}'),
