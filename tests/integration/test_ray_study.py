@@ -18,9 +18,10 @@ import pytest
 from limbeck.errors import ConfigError, FolderError, LimbeckError
 from limbeck.folders import is_complete, read_json, read_manifest
 from limbeck.studies.cluster import MODEL_KINDS, Cluster
-from limbeck.studies.config import ResourcesConfig, StepKind, StudyConfig, load_study
+from limbeck.studies.config import StudyConfig, load_study
 from limbeck.studies.plan import make_plan
 from limbeck.studies.runner import run_plan
+from limbeck.studies.sections import ResourcesConfig, StepKind
 from limbeck.studies.step import Plan
 from limbeck.studies.steps import KINDS
 from limbeck.studies.study import run_study

@@ -166,8 +166,10 @@ def rollouts(view: View) -> Widget:
         "digest", "source", "rows", "problems", "right_share", "mixed_share", "all_right_share", "all_wrong_share",
         "truncated_share", "mean_response_tokens",
     ]  # fmt: skip
-    sampling = r.get("sampling") or {}
-    rows = [[key, r.get(key)] for key in keys] + [[f"sampling.{k}", v] for k, v in sorted(sampling.items())]
+    sampling = dict(r.get("sampling") or {})
+    served = {f"server.{k}": v for k, v in (sampling.pop("server", None) or {}).items() if v not in ("", {})}
+    told = sorted({**sampling, **served}.items())
+    rows = [[key, r.get(key)] for key in keys] + [[f"sampling.{k}", _told(v)] for k, v in told]
     facts = [(key.replace("_", " ").replace(".", ", "), _fact(key, value)) for key, value in rows if value is not None]
     return Widget(
         kind="rollouts",
@@ -181,11 +183,16 @@ def rollouts(view: View) -> Widget:
     )
 
 
+def _told(value: object) -> object:
+    """Counts by name as text."""
+    return ", ".join(f"{name}: {num}" for name, num in value.items()) if isinstance(value, dict) else value
+
+
 def _fact(key: str, value: object) -> str:
     if key.endswith("_share"):
         return percent(number(value))
     if key.endswith("digest"):
-        return f"{str(value)[:16]}…"
+        return f"{str(value)[:16]}…" if value else "not known"
     return compact(number(value)) if isinstance(value, (int, float)) else str(value)
 
 

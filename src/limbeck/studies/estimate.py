@@ -17,9 +17,9 @@ from limbeck.problems.prompts import prompt_ids
 from limbeck.progress import bar
 from limbeck.studies.config import StudyConfig
 from limbeck.studies.facts import rollout_facts, shape_of
+from limbeck.studies.identity import problems_of
 from limbeck.studies.rates import Probe, Rates, counted, timed
 from limbeck.studies.runner import SMALL, default_workers, read_seconds
-from limbeck.studies.runs import problems_of
 from limbeck.studies.step import Step
 from limbeck.studies.work import REPORT_BYTES, Counter, Lengths, Work
 from limbeck.train.models import load_tokenizer
@@ -40,7 +40,7 @@ class Kind(NamedTuple):
         done: how many of these are.
         seconds: that the others take, one after another.
         disk: bytes of all.
-        source: what says so: finished steps, the student's rates, or a table of seconds.
+        source: what says so: finished steps, the student's rates, or a table of seconds; nothing, of servers.
     """
 
     kind: str
@@ -103,6 +103,8 @@ def estimate(
     disk = sum(one.disk for one in kinds) + REPORT_BYTES
     corrected = 10 * len(done) >= len(plan) and any(source not in ("rates", "table") for _, source in factors.values())
     spread = CORRECTED if corrected else COUNTED if rates.response is None else TIMED
+    served = sum(work[step.name].elsewhere for step in plan if step.name not in done)
+    words += f"; not counted, because nobody knows it: how long servers take for {served:,} rollouts" if served else ""
     return Estimate(kinds, seconds, disk, workers, f"{rates.how}; {words}", spread, predicted)
 
 
@@ -118,6 +120,8 @@ def _factors(
             out[kind] = factor, f"{known} finished"
         elif any(work[step.name].of_model for step in steps):
             out[kind] = pooled, "rates, corrected" if any_known else "rates"
+        elif any(work[step.name].elsewhere for step in steps):
+            out[kind] = 1.0, "not known"
         else:
             out[kind] = 1.0, "table"
     return out

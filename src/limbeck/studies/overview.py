@@ -48,7 +48,12 @@ def _rollouts(config: StudyConfig, arm: ArmConfig) -> str:
     """Whose rollouts an arm learns from, and how many of its own it samples."""
     if live := config.living(arm):
         return f"{config.training(arm, 0).num_steps * live.prompts_per_step * live.samples:,} as it goes"
-    return "shared" if arm.rollouts is None else f"by {config.sampling(arm).by}"
+    given = config.sampling(arm)
+    return (
+        "shared"
+        if arm.rollouts is None
+        else f"by {f'the server of {given.server.model}' if given.server else given.by}"
+    )
 
 
 def time_table(found: Estimate) -> str:
