@@ -1,7 +1,6 @@
 """A real HTTP server that speaks OpenAI's completions, answers by any function, and misbehaves on demand.
 
-``python tests/serving.py PORT SECONDS [LOG ANSWERS]`` serves on that port (0: any) until it is killed, each answer after so long:
-:func:`told`, or to a prompt that the JSON of ANSWERS has, one of its answers. Prints its address; LOG gets each request's seed.
+``python tests/serving.py PORT SECONDS`` serves :func:`told` on that port until it is killed, each answer after so long.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 Reply = dict[str, Any] | tuple[int, dict[str, Any]]
@@ -201,21 +199,13 @@ def _echo(ids: list[int], values: list[float | None], body: dict) -> dict:
 
 
 def main() -> None:
-    port, seconds, *files = int(sys.argv[1]), float(sys.argv[2]), *map(Path, sys.argv[3:])
-    log, answers = (files[0], json.loads(files[1].read_text())) if files else (None, {})
+    port, seconds = int(sys.argv[1]), float(sys.argv[2])
 
     def answer(path: str, body: dict) -> dict:
-        seed = body["seed"]
-        if log:
-            with log.open("a") as file:
-                file.write(f"{seed}\n")
         time.sleep(seconds)
-        known = answers.get(json.dumps(body["prompt"]))
-        ids = known[seed % len(known)] if known else [*told(seed), body["stop_token_ids"][0]]
-        return completion(ids, [-0.5] * len(ids))
+        return completion([*told(body["seed"]), body["stop_token_ids"][0]], [-0.5] * 4)
 
-    with serving(answer, port=port) as server:
-        print(server.url, flush=True)
+    with serving(answer, port=port):
         while True:
             time.sleep(1)
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-import serving
 from limbeck.errors import ServerError
-from limbeck.folders import read_json, read_manifest
+from limbeck.folders import read_json
 from limbeck.problems.prompts import prompt_ids, response_ids
 from limbeck.report import build
 from limbeck.rollouts.sample import Decoding
@@ -32,6 +28,8 @@ from limbeck.train.models import load_tokenizer
 from limbeck.worlds.abacus.generator import generate
 
 from ..faultpoints import ended, forked
+from ..written import Running, writing
+from .test_study import run_digests
 
 STUDY = """
 name = "served"
@@ -52,38 +50,23 @@ PROBLEMS = generate("train", 8, seed=0)
 ASKED = {request_seed(Decoding(), key): key for key in (f"{p.id}/{sample}" for p, _ in PROBLEMS for sample in range(4))}
 
 
-class Running(NamedTuple):
-    """A server in a process of its own, and the file that has the seed of each request."""
-
-    process: subprocess.Popen
-    url: str
-    log: Path
-
-    @property
-    def asked(self) -> Counter[str]:
-        """What it was asked for, and how often."""
-        return Counter(ASKED[int(seed)] for seed in self.log.read_text().split())
-
-
 @contextmanager
 def server(folder: Path, seconds: float = 0.0) -> Iterator[Running]:
     """Right and wrong solutions of the study's problems, by the request's seed."""
-    tokenizer, log, answers = load_tokenizer("abacus:base"), folder / "asked", folder / "answers.json"
-    written = {
-        json.dumps(prompt_ids(tokenizer, problem.prompt)): [
+    tokenizer = load_tokenizer("abacus:base")
+    answers = {
+        prompt_ids(tokenizer, problem.prompt): [
             response_ids(tokenizer, response) for response in (text, text.rsplit(" ", 1)[0] + " 1000")
         ]
         for problem, text in PROBLEMS
     }
-    folder.mkdir()
-    answers.write_text(json.dumps(written))
-    command = [sys.executable, serving.__file__, "0", str(seconds), str(log), str(answers)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield Running(process, process.stdout.readline().strip(), log)
-        finally:
-            process.kill()
+    with writing(folder, answers, seconds) as running:
+        yield running
+
+
+def asked(running: Running) -> Counter[str]:
+    """What was asked for, and how often."""
+    return Counter(ASKED[seed] for seed in running.seeds)
 
 
 @pytest.fixture(autouse=True)
@@ -106,25 +89,13 @@ def study(file: Path, url: str) -> StudyConfig:
     return load_study(str(file), (f'rollouts.server.urls=["{url}"]',))
 
 
-def files_of(out: Path) -> dict[str, dict[str, str]]:
-    """Step folder to the digests of its files, without those that say when and where it ran; every step is complete."""
-    clock = ("metrics.jsonl", "config.json")
-    return {
-        folder.name: {
-            n: d for n, d in read_manifest(folder)["files"].items() if n not in clock and "checkpoints" not in n
-        }
-        for folder in sorted((out / "steps").iterdir())
-        if folder.is_dir()
-    }
-
-
 @pytest.fixture(scope="module")
 def undisturbed(file, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch, server(root / "server") as running:
         patch.setenv("NO_PROXY", "127.0.0.1")
         build(run_study(study(file, running.url), root / "out"), root / "out")
-        assert running.asked == Counter(ASKED.values())
+        assert asked(running) == Counter(ASKED.values())
     return root / "out"
 
 
@@ -150,15 +121,15 @@ def goes_on(file: Path, out: Path, undisturbed: Path) -> None:
     assert 5 <= len(before) < len(ASKED)
     with server(out.parent / "elsewhere") as running:
         run_study(study(file, running.url), out)
-        assert running.asked == Counter(set(ASKED.values()) - before)
-    assert files_of(out) == files_of(undisturbed)
+        assert asked(running) == Counter(set(ASKED.values()) - before)
+    assert run_digests(out) == run_digests(undisturbed)
     assert not [path for path in out.rglob("*") if "partial" in path.name or path.name == "journal.jsonl"]
 
 
 def test_the_server_is_killed_and_comes_back_elsewhere(file, undisturbed, tmp_path):
     out = tmp_path / "out"
     with server(tmp_path / "server", seconds=0.05) as running:
-        killer = threading.Thread(target=kill_at, args=(5, out, running.process.pid))
+        killer = threading.Thread(target=kill_at, args=(5, out, running.pid))
         killer.start()
         with pytest.raises(ServerError, match=r"of 32 answers are saved in .*: the same command continues"):
             run_study(study(file, running.url), out)
@@ -178,12 +149,12 @@ def test_the_study_is_killed_while_the_server_answers(file, undisturbed, tmp_pat
 def test_the_record_and_the_page_say_who_wrote_the_rollouts(undisturbed):
     rollouts = read_json(undisturbed / "results" / "rollouts.json")
     assert (rollouts["source"], rollouts["sampling"]["model"], rollouts["sampling"]["model_digest"]) == (
-        "m, by a server", "m", ""
+        "m, a server", "m", ""
     )  # fmt: skip
     assert 0 < rollouts["right_share"] < 1
     assert sum(rollouts["sampling"]["server"]["endpoints"].values()) == len(ASKED)
     page = (undisturbed / "report.html").read_text()
-    assert "m, by a server" in page
+    assert "m, a server" in page
     assert "sampling, server, served model" in page
     [folder] = undisturbed.glob("steps/rollouts-*")
     assert len(read_rollouts(folder)) == len(ASKED)

@@ -101,7 +101,9 @@ def estimate(
         kinds.append(Kind(kind, len(names), len(names & done), seconds, disk, factors[kind][1]))
     seconds = side_by_side(plan, left, workers) + (STARTING if len(done) < len(plan) else 0.0)
     disk = sum(one.disk for one in kinds) + REPORT_BYTES
-    corrected = 10 * len(done) >= len(plan) and any(source not in ("rates", "table") for _, source in factors.values())
+    corrected = 10 * len(done) >= len(plan) and any(
+        source not in ("rates", "table", "not known") for _, source in factors.values()
+    )
     spread = CORRECTED if corrected else COUNTED if rates.response is None else TIMED
     served = sum(work[step.name].elsewhere for step in plan if step.name not in done)
     words += f"; not counted, because nobody knows it: how long servers take for {served:,} rollouts" if served else ""

@@ -48,12 +48,10 @@ def _rollouts(config: StudyConfig, arm: ArmConfig) -> str:
     """Whose rollouts an arm learns from, and how many of its own it samples."""
     if live := config.living(arm):
         return f"{config.training(arm, 0).num_steps * live.prompts_per_step * live.samples:,} as it goes"
+    if arm.rollouts is None:
+        return "shared"
     given = config.sampling(arm)
-    return (
-        "shared"
-        if arm.rollouts is None
-        else f"by {f'the server of {given.server.model}' if given.server else given.by}"
-    )
+    return f"by {given.server.model}, a server" if given.server else f"by {given.by}"
 
 
 def time_table(found: Estimate) -> str:

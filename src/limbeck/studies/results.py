@@ -221,7 +221,7 @@ def _writer(config: StudyConfig) -> str | None:
     """Who wrote the rollouts that arms share, or the file that they came in."""
     given = config.rollouts
     if given.server:
-        return f"{given.server.model}, by a server"
+        return f"{given.server.model}, a server"
     return given.path or (config.student if given.by == "student" else config.teacher)
 
 
