@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from serving import completion, serving
 
-Ids = Sequence[int]
+Ids = tuple[int, ...]
 
 
 class Running(NamedTuple):

@@ -154,7 +154,7 @@ def test_a_worker_killed_while_a_server_answers_is_followed_by_one_that_asks_for
         run_plan([step], tmp_path / "whole", on=InProcess, show=lambda *told: None)
     found, whole = (read_manifest(tmp_path / name / step.folder, "rollouts") for name in ("killed", "whole"))
     assert found["files"] == whole["files"]
-    assert (found["rows"], found["digest"]) == (32, whole["digest"])
+    assert (found["num_rollouts"], found["digest"]) == (32, whole["digest"])
     assert again <= 2  # what was under way
 
 
