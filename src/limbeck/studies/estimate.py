@@ -28,6 +28,7 @@ from limbeck.worlds.named import read_problems
 ASKED = 64  # problems whose prompts are read for their length
 # what studies took over what was predicted, at least and at most, by what the rates were taken from (docs/studies.md)
 TIMED, COUNTED, CORRECTED = (0.4, 1.3), (0.3, 1.3), (0.85, 1.15)
+SERVERS = "servers"  # in place of a source of seconds
 STARTING = 10.0  # seconds of a study outside of its steps: start, collecting, report
 
 
@@ -40,7 +41,7 @@ class Kind(NamedTuple):
         done: how many of these are.
         seconds: that the others take, one after another.
         disk: bytes of all.
-        source: what says so: finished steps, the student's rates, or a table of seconds; nothing, of servers.
+        source: what says so: finished steps, the student's rates, or a table of seconds; of servers nothing does.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Estimate(NamedTuple):
         how: where the numbers come from.
         spread: factors on the seconds between which the time has lain.
         steps: step name to predicted seconds, whether done or not, before any correction.
+        served: rollouts that servers are yet to write, in no number of seconds.
     """
 
     kinds: list[Kind]
@@ -71,6 +73,7 @@ class Estimate(NamedTuple):
     how: str
     spread: tuple[float, float]
     steps: Mapping[str, float]
+    served: int = 0
 
 
 def estimate(
@@ -102,12 +105,11 @@ def estimate(
     seconds = side_by_side(plan, left, workers) + (STARTING if len(done) < len(plan) else 0.0)
     disk = sum(one.disk for one in kinds) + REPORT_BYTES
     corrected = 10 * len(done) >= len(plan) and any(
-        source not in ("rates", "table", "not known") for _, source in factors.values()
+        source not in ("rates", "table", SERVERS) for _, source in factors.values()
     )
     spread = CORRECTED if corrected else COUNTED if rates.response is None else TIMED
     served = sum(work[step.name].elsewhere for step in plan if step.name not in done)
-    words += f"; not counted, because nobody knows it: how long servers take for {served:,} rollouts" if served else ""
-    return Estimate(kinds, seconds, disk, workers, f"{rates.how}; {words}", spread, predicted)
+    return Estimate(kinds, seconds, disk, workers, f"{rates.how}; {words}", spread, predicted, served)
 
 
 def _factors(
@@ -123,7 +125,7 @@ def _factors(
         elif any(work[step.name].of_model for step in steps):
             out[kind] = pooled, "rates, corrected" if any_known else "rates"
         elif any(work[step.name].elsewhere for step in steps):
-            out[kind] = 1.0, "not known"
+            out[kind] = 1.0, SERVERS
         else:
             out[kind] = 1.0, "table"
     return out
