@@ -166,10 +166,8 @@ def rollouts(view: View) -> Widget:
         "digest", "source", "rows", "problems", "right_share", "mixed_share", "all_right_share", "all_wrong_share",
         "truncated_share", "mean_response_tokens",
     ]  # fmt: skip
-    sampling = dict(r.get("sampling") or {})
-    served = {f"server.{k}": v for k, v in (sampling.pop("server", None) or {}).items() if v not in ("", {})}
-    told = sorted({**sampling, **served}.items())
-    rows = [[key, r.get(key)] for key in keys] + [[f"sampling.{k}", _told(v)] for k, v in told]
+    sampling = _flat(r.get("sampling") or {})
+    rows = [[key, r.get(key)] for key in keys] + [[f"sampling.{k}", v] for k, v in sorted(sampling.items())]
     facts = [(key.replace("_", " ").replace(".", ", "), _fact(key, value)) for key, value in rows if value is not None]
     return Widget(
         kind="rollouts",
@@ -183,9 +181,16 @@ def rollouts(view: View) -> Widget:
     )
 
 
-def _told(value: object) -> object:
-    """Counts by name as text."""
-    return ", ".join(f"{name}: {num}" for name, num in value.items()) if isinstance(value, dict) else value
+def _flat(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Names to values; what is said of a server one by one, its counts as text, without those of nothing."""
+    server = sampling.get("server")
+    if not isinstance(server, dict):
+        return sampling
+    counts = {
+        k: ", ".join(f"{name}: {num}" for name, num in v.items()) for k, v in server.items() if isinstance(v, dict)
+    }
+    told = {f"server.{k}": v for k, v in (server | counts).items() if v != ""}
+    return {k: v for k, v in sampling.items() if k != "server"} | told
 
 
 def _fact(key: str, value: object) -> str:
