@@ -89,9 +89,9 @@ def sleep(*, on: str, steps: int, seconds: float, workers: int) -> dict[str, flo
     """Seconds of the plan on workers that have started, of that beyond what its steps took, of a step beyond its sleep, and of
     starting the workers."""
     from limbeck.studies.cluster import Cluster
-    from limbeck.studies.config import ResourcesConfig
     from limbeck.studies.executors import InProcess, Processes
     from limbeck.studies.runner import read_seconds, run_plan
+    from limbeck.studies.sections import ResourcesConfig
 
     def run(executor: Any, steps: int, seconds: float) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as root:

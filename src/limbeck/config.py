@@ -41,6 +41,7 @@ class LoraConfig(Config):
 
 LARGEST = 4 << 20  # bytes of a configuration
 MANY_DOTS = re.compile(r"(?:[\w-]+[ \t]*\.[ \t]*){32}")
+SECRET = re.compile(r"(https?://)[^\s'\"]*[@?][^\s'\"]*")  # a password or a key may stand in such an address
 FRAMES_OF_NONE = ("random", "base")  # what a subspace may be of without another run
 
 
@@ -378,7 +379,8 @@ def _sentence(model: type[BaseModel], fault: Any, where: str) -> str:
     if fault["type"] == "extra_forbidden":
         return f'[{section}] has no key "{path[-1]}". {nearest(path[-1], _keys(model, path[:-1]))}'
     name = ".".join([where, *path])
-    return f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}, received {fault['input']!r:.80}."
+    received = SECRET.sub(r"\1...", repr(fault["input"]))
+    return f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}, received {received:.80}."
 
 
 def _keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -76,6 +76,11 @@ def counted(tell: Callable[[float], None], total: float = 1.0) -> Callable[[floa
     return advance
 
 
+def say(text: str) -> None:
+    """A sentence on stderr, above the bars where this process shows some."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
 def _plain() -> Callable[[str, float, float], None]:
     start = time.monotonic()
     last = -QUIET_SECONDS

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,20 @@ import pytest
 
 from limbeck.errors import ConfigError, FolderError, LimbeckError
 from limbeck.folders import is_complete, read_json, read_manifest
+from limbeck.problems.prompts import stop_ids
 from limbeck.studies.cluster import MODEL_KINDS, Cluster
-from limbeck.studies.config import ResourcesConfig, StepKind, StudyConfig, load_study
+from limbeck.studies.config import StudyConfig, load_study
+from limbeck.studies.executors import InProcess
 from limbeck.studies.plan import make_plan
 from limbeck.studies.runner import run_plan
+from limbeck.studies.sections import ResourcesConfig, StepKind
 from limbeck.studies.step import Plan
 from limbeck.studies.steps import KINDS
 from limbeck.studies.study import run_study
+from limbeck.train.models import load_tokenizer
 from limbeck.worlds.abacus.generator import generate
 from raycluster import cluster
+from serving import completion, serving, told
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
 
@@ -33,10 +39,12 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason=
 @pytest.fixture(scope="module")
 def two_workers():
     """The one cluster of this module; its address and token are in the environment."""
-    with cluster() as environment, pytest.MonkeyPatch.context() as patch:  # before ray is imported, which reads it once
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        yield environment
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")  # the workers' too
+        with cluster() as environment:
+            for name, value in environment.items():  # before ray is imported, which reads it once
+                patch.setenv(name, value)
+            yield environment
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +135,35 @@ def trained_to(out: Path, driver: subprocess.Popen, steps: int, but: int = 0) ->
                 return int(pid)
         time.sleep(0.02)
     raise AssertionError(f"no run took {steps} steps; the study is {driver.poll() or 'running'}")
+
+
+def test_a_worker_killed_while_a_server_answers_is_followed_by_one_that_asks_for_the_rest(study, two_workers, tmp_path):
+    end = stop_ids(load_tokenizer("abacus:base"))[0]
+    answer = lambda path, body: completion([*told(body["seed"]), end], [-0.5] * 4)  # noqa: E731
+    with serving(answer, lambda number, body: "delay") as server:
+        server.delay = 0.05
+        asked = 'samples = 4, problems = { world = "abacus", split = "train", num = 8 }, server = { model = "m", concurrency = 2'
+        settings = (f'rollouts={{ {asked}, urls = ["{server.url}"] }} }}',)
+        [step] = [step for step in make_plan(load_study(str(study), settings)) if step.kind == "served"]
+        killer = threading.Thread(target=kill_writer, args=(tmp_path / "killed" / step.folder, 5))
+        killer.start()
+        place = partial(Cluster, "auto", ResourcesConfig(), ["served"])
+        run_plan([step], tmp_path / "killed", on=place, show=lambda *told: None)
+        killer.join()
+        again = len(server.asked) - 32
+        run_plan([step], tmp_path / "whole", on=InProcess, show=lambda *told: None)
+    found, whole = (read_manifest(tmp_path / name / step.folder, "rollouts") for name in ("killed", "whole"))
+    assert found["files"] == whole["files"]
+    assert (found["num_rollouts"], found["digest"]) == (32, whole["digest"])
+    assert again <= 2  # what was under way
+
+
+def kill_writer(folder: Path, num: int) -> None:
+    """Kill the process that writes a step as soon as so many answers are on record."""
+    deadline, journal = time.monotonic() + 240, folder / "journal.jsonl"
+    while time.monotonic() < deadline and not (journal.exists() and journal.read_bytes().count(b"\n") > num + 1):
+        time.sleep(0.02)
+    os.kill(int((folder / ".limbeck").read_text()), signal.SIGKILL)
 
 
 def on_ray(root: Path, *steps: tuple[str, dict, dict], **resources) -> dict[str, Path]:

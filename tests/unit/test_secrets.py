@@ -65,14 +65,19 @@ def test_answers_from_a_server_are_written_without_its_key(planted, tmp_path):
 
 
 def test_a_study_is_written_without_the_keys_around_it(planted, tmp_path):
+    end = stop_ids(load_tokenizer("abacus:base"))[0]
     small = (
+        "rollouts.server.model=m",
         "rollouts.problems.num=6", "rollouts.samples=2", "train.num_steps=1", "train.batch_size=4", "eval.problems.num=4",
         "paths.pairs=[]", "eval.max_new_tokens=24", "rollouts.max_new_tokens=24", "geometry.cka_problems=2",
         "geometry.draws=20", "workers=1",
     )  # fmt: skip
     text = 'name = "x"\nquestion = "y"\nstudent = "abacus:base"\nteacher = "abacus:teacher"\nreference_arm = "sft"\n[[arms]]\n'
     (tmp_path / "study.toml").write_text(text + 'name = "sft"\n[[arms]]\nname = "dft"\ntrain = { objective = "dft" }\n')
-    run_study(load_study(str(tmp_path / "study.toml"), small), tmp_path / "out")
+    with serving(lambda path, body: completion([20, 21, end], [-0.5] * 3)) as server:
+        settings = (f'rollouts.server.urls=["{server.url}"]', *small)
+        run_study(load_study(str(tmp_path / "study.toml"), settings), tmp_path / "out")
+        assert {asked["headers"]["Authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
     assert (tmp_path / "out" / "results" / "comparison.json").is_file()
     assert not holding_the_key(tmp_path)
 

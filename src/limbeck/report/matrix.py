@@ -166,7 +166,7 @@ def rollouts(view: View) -> Widget:
         "digest", "source", "rows", "problems", "right_share", "mixed_share", "all_right_share", "all_wrong_share",
         "truncated_share", "mean_response_tokens",
     ]  # fmt: skip
-    sampling = r.get("sampling") or {}
+    sampling = _flat(r.get("sampling") or {})
     rows = [[key, r.get(key)] for key in keys] + [[f"sampling.{k}", v] for k, v in sorted(sampling.items())]
     facts = [(key.replace("_", " ").replace(".", ", "), _fact(key, value)) for key, value in rows if value is not None]
     return Widget(
@@ -181,11 +181,23 @@ def rollouts(view: View) -> Widget:
     )
 
 
+def _flat(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Names to values; what is said of a server one by one, its counts as text, without those of nothing."""
+    server = sampling.get("server")
+    if not isinstance(server, dict):
+        return sampling
+    counts = {
+        k: ", ".join(f"{name}: {num}" for name, num in v.items()) for k, v in server.items() if isinstance(v, dict)
+    }
+    told = {f"server.{k}": v for k, v in (server | counts).items() if v != ""}
+    return {k: v for k, v in sampling.items() if k != "server"} | told
+
+
 def _fact(key: str, value: object) -> str:
     if key.endswith("_share"):
         return percent(number(value))
     if key.endswith("digest"):
-        return f"{str(value)[:16]}…"
+        return f"{str(value)[:16]}…" if value else "not known"
     return compact(number(value)) if isinstance(value, (int, float)) else str(value)
 
 

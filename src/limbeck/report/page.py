@@ -219,6 +219,7 @@ def _provenance(view: View) -> Section:
     facts += [("seconds", short(number(p.get("seconds"))))]
     facts += [(f"version of {k}", v) for k, v in sorted((p.get("versions") or {}).items())]
     facts += [(f"host, {k}", v) for k, v in sorted((p.get("host") or {}).items())]
+    facts += [("rollouts by", view.results.rollouts.get("source"))]
     facts += [("rollouts digest", view.results.rollouts.get("digest"))]
     facts += [("problems digest", view.results.comparison.get("problems_digest"))]
     facts += [(f"adapter of {run.id}", run.facts["adapter_digest"]) for run in view.runs if run.facts["adapter_digest"]]

@@ -17,8 +17,8 @@ from typing import Any
 
 import limbeck
 from limbeck.errors import ConfigError, LimbeckError
-from limbeck.studies.config import ResourcesConfig
 from limbeck.studies.executors import Task, Tell
+from limbeck.studies.sections import ResourcesConfig
 from limbeck.studies.worker import LOOK, Board, Here, run_step
 
 AHEAD = 4  # tasks beyond what the cluster holds, so that no worker waits for the next

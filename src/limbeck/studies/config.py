@@ -15,51 +15,20 @@ from limbeck.batches.signal import SignalConfig
 from limbeck.config import FRAMES_OF_NONE, Config, LiveConfig, SubspaceConfig, TrainConfig, load, override, parse
 from limbeck.errors import ConfigError, nearest
 from limbeck.storage import fetch
+from limbeck.studies.sections import (
+    EvalConfig,
+    GeometryConfig,
+    KLConfig,
+    PathsConfig,
+    ProblemsConfig,
+    ResourcesConfig,
+    RolloutsConfig,
+)
 
 PACKAGED = Path(__file__).parent
 WRITERS = ("teacher", "student")  # of rollouts, beside arms
-
-
-class ProblemsConfig(Config):
-    """Where problems come from: a world's generator or a file."""
-
-    world: Literal["abacus"] | None = None
-    """An embedded world; excludes `path`."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Which split of the world."""
-    path: str | None = None
-    """A JSONL, Parquet or Arrow file, or a data set's folder; `folder:split` where it has several splits."""
-    format: Literal["jsonl", "gsm8k", "math", "aime", "amc"] = "jsonl"
-    """Field names: `prompt`, `answer` (and `id`, `solution`), or those of GSM8K, MATH, AIME or AMC."""
-    fields: dict[Literal["prompt", "answer", "id", "solution"], str] = Field(default_factory=dict)
-    """Other field names, ours to the file's, in place of a format: `{ prompt = "question", answer = "gold" }`."""
-    num: int | None = Field(default=None, ge=1)
-    """Use the first so many; all by default."""
-    seed: int = 0
-    """Of the world's generator."""
-    template: str = ""
-    """How a problem is asked, `{problem}` in it: `"{problem}\\nPut the answer into \\\\boxed{}."`; as it stands by default."""
-
-
-class RolloutsConfig(Config):
-    """Where rollouts come from: sampled from the teacher, or read from a file or folder."""
-
-    path: str | None = None
-    """A JSONL or Parquet file, or a rollouts folder; excludes sampling."""
-    by: str = "teacher"
-    """Who writes them: `teacher`, `student`, or, in an arm's own rollouts, an arm at the same seed (`arm` or `arm@step`)."""
-    problems: ProblemsConfig = ProblemsConfig()
-    """What is asked."""
-    samples: int = Field(default=4, ge=1)
-    """Rollouts a problem."""
-    sampling_temperature: float = Field(default=1.0, gt=0)
-    """Of who writes them."""
-    max_new_tokens: int = Field(default=256, ge=1)
-    """Longest rollout in tokens."""
-    batch_size: int = Field(default=256, ge=1)
-    """Rows decoded at a time."""
-    seed: int = 0
-    """Of the sampling."""
+# who writes rollouts; where an arm says it, what of the study's does not apply to it
+SOURCES = {"path": {"server"}, "by": {"path", "server"}, "server": {"path", "by"}}
 
 
 class ArmSignal(SignalConfig):
@@ -114,111 +83,6 @@ class ArmConfig(Config):
     most of the [tuning] problems is taken at every seed. Off by default."""
 
 
-class EvalConfig(Config):
-    """What every checkpoint answers."""
-
-    problems: ProblemsConfig = ProblemsConfig()
-    """What is asked, held out from training."""
-    max_new_tokens: int = Field(default=256, ge=1)
-    """Longest answer in tokens."""
-    batch_size: int = Field(default=256, ge=1)
-    """Rows decoded at a time."""
-    samples: int = Field(default=1, ge=1)
-    """Answers a problem; more than one for pass@k, with a sampling temperature above 0."""
-    sampling_temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy."""
-    alpha: float = Field(default=0.05, gt=0, lt=1)
-    """Family-wise level of the paired tests, by Holm."""
-
-
-class PathsConfig(Config):
-    """Linear mode connectivity."""
-
-    pairs: tuple[tuple[str, str], ...] = ()
-    """Arm names; `base` stands for the untouched base. First seed of each; `arm@seed` names another."""
-    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Points of each path: 0 is its first end, 1 its second."""
-    problems: int = Field(default=200, ge=1)
-    """Items for the losses, from the evaluation set."""
-    accuracy: bool = True
-    """Also generate at every point."""
-    answer_prefix: str = "#### "
-    """What stands before the answer in a bare answer and in reference solutions."""
-
-
-class GeometryConfig(Config):
-    """Weight-space tables and representations."""
-
-    ks: tuple[int, ...] = (1, 10)
-    """Leading directions for principal angles."""
-    draws: int = Field(default=200, ge=20)
-    """Draws of each simulated null."""
-    seeds: Literal["all", "first"] = "all"
-    """Whose updates are measured: every run's, or one of each arm, where pairs of all would take longer than the study."""
-    pairs: Literal["all", "near"] = "all"
-    """Which whole weights are compared: all, or seeds of one arm, methods of one seed, and each run with the reference arm's."""
-    cka_problems: int = Field(default=200, ge=0)
-    """Problems whose solutions all arms read for CKA; 0 is off."""
-
-
-class KLConfig(Config):
-    """How far every result is from the student, on what it writes itself at temperature 1 to problems held out."""
-
-    problems: ProblemsConfig = ProblemsConfig(split="validation", num=200)
-    """What is asked."""
-    samples: int = Field(default=2, ge=1)
-    """Answers a problem."""
-    max_new_tokens: int = Field(default=256, ge=1)
-    """Longest answer in tokens."""
-    batch_size: int = Field(default=256, ge=1)
-    """Rows decoded at a time."""
-    seed: int = 0
-    """Of the sampling."""
-    drift_rollouts: int = Field(default=256, ge=1)
-    """Of an arm's own rollouts, how many its drift is measured on."""
-    pairs: tuple[tuple[str, str], ...] = ()
-    """Arms whose most accurate places are held against each other: accuracy, and by what factor their KL differs."""
-
-
-StepKind = Literal[
-    "rollouts", "score", "train", "tune", "eval", "compare", "measure", "weights", "trajectory", "path", "cka", "merge",
-    "signal", "kl",
-]  # fmt: skip
-
-
-class StepResources(Config):
-    """What steps of one kind take, where it is not what all take."""
-
-    cpus: float | None = Field(default=None, gt=0)
-    """As in [resources]."""
-    gpus: float | None = Field(default=None, ge=0)
-    """As in [resources]."""
-    memory_gb: float | None = Field(default=None, gt=0)
-    """As in [resources]."""
-
-
-class ResourcesConfig(Config):
-    """What a step takes of a Ray cluster (`study run --on`); no result depends on it but for the threads, and no digest."""
-
-    cpus: float = Field(default=1.0, gt=0)
-    """Cores of a step, and its threads. Sums differ in their last bits with another number of threads; 1 is what steps
-    side by side have elsewhere."""
-    gpus: float | None = Field(default=None, ge=0)
-    """GPUs of a step; below 1 several steps share one. By default 1 for what runs a model where the cluster has GPUs, else 0."""
-    memory_gb: float | None = Field(default=None, gt=0)
-    """Memory that a step reserves, in GB; by default it is not counted."""
-    retries: int = Field(default=3, ge=0)
-    """How often a step is started again whose worker was killed or lost."""
-    kinds: dict[StepKind, StepResources] = Field(default_factory=dict)
-    """Steps of these kinds take something else: `kinds.train = { gpus = 1 }`; `limbeck study plan` lists the kinds."""
-
-    def of(self, kind: str) -> StepResources:
-        """What a step of a kind takes."""
-        own = next((values for name, values in self.kinds.items() if name == kind), StepResources())
-        shared = {"cpus": self.cpus, "gpus": self.gpus, "memory_gb": self.memory_gb}
-        return StepResources.model_validate(shared | own.model_dump(exclude_none=True))
-
-
 class StudyConfig(Config):
     """A comparison: arms x seeds over one rollout set."""
 
@@ -229,7 +93,7 @@ class StudyConfig(Config):
     student: str
     """A local Hugging Face folder, or `abacus:base`."""
     teacher: str | None = None
-    """Samples the rollouts unless `rollouts.path` is given; evaluated beside the arms."""
+    """Samples the rollouts unless `rollouts.path` or `rollouts.server` is given; evaluated beside the arms."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Of every arm that names none of its own: the order of its data."""
     init_seed: int = 0
@@ -281,9 +145,11 @@ class StudyConfig(Config):
 
     def sampling(self, arm: ArmConfig) -> RolloutsConfig:
         """The rollouts section of an arm in full."""
-        given = {**self.rollouts.model_dump(), **(arm.rollouts or {})}
-        if arm.rollouts and isinstance(arm.rollouts.get("problems"), dict):
-            given["problems"] = {**self.rollouts.problems.model_dump(), **arm.rollouts["problems"]}
+        own = arm.rollouts or {}
+        replaced = {name for source, others in SOURCES.items() if source in own for name in others}
+        given = {**self.rollouts.model_dump(exclude=replaced), **own}
+        if isinstance(own.get("problems"), dict):
+            given["problems"] = {**self.rollouts.problems.model_dump(), **own["problems"]}
         return parse(RolloutsConfig, given, where=f"arms.{arm.name}.rollouts")
 
     def living(self, arm: ArmConfig) -> LiveConfig | None:
@@ -396,6 +262,22 @@ def _check_chain(config: StudyConfig, arm: ArmConfig) -> None:
         )
 
 
+def _check_source(config: StudyConfig, given: RolloutsConfig, where: str) -> None:
+    """Refuse rollouts of two writers or of none, and a server that cannot be one."""
+    if given.server:
+        others = [name for name in ("path", "by") if getattr(given, name) != RolloutsConfig.model_fields[name].default]
+        if others:
+            received = " and ".join(f'{name} = "{getattr(given, name)}"' for name in others)
+            raise ConfigError(
+                f"{where} must say one writer, received a server and {received}. Leave out {' and '.join(others)}, or server."
+            )
+        given.server.opened()
+    elif not given.path and not config.teacher and given.by == "teacher":
+        raise ConfigError(
+            f"a study needs {where}.path, {where}.server or a teacher to sample from, received none of them. Give one."
+        )
+
+
 def _overlap(one: ProblemsConfig, other: ProblemsConfig) -> bool:
     """Whether two sections name one source; the splits of a world have nothing in common, whatever their seeds."""
     if one.path or other.path:
@@ -428,8 +310,7 @@ def _check(config: StudyConfig) -> None:
             f'rollouts.by must be {" or ".join(WRITERS)} for the study\'s own rollouts, received "{config.rollouts.by}". '
             "An arm may be named in an arm's rollouts."
         )
-    if not config.rollouts.path and not config.teacher and config.rollouts.by == "teacher":
-        raise ConfigError("a study needs rollouts.path or a teacher to sample from, received neither.")
+    _check_source(config, config.rollouts, "rollouts")
     if config.eval.samples > 1 and config.eval.sampling_temperature == 0:
         raise ConfigError(
             f"eval.samples = {config.eval.samples} greedy answers would all be the same. Set eval.sampling_temperature."
@@ -441,6 +322,7 @@ def _check(config: StudyConfig) -> None:
         )
     for arm in config.arms:
         config.living(arm)
+        _check_source(config, config.sampling(arm), f"arms.{arm.name}.rollouts")
         for seed in config.seeds_of(arm):
             config.training(arm, seed)
         _check_chain(config, arm)

@@ -17,9 +17,9 @@ from limbeck.problems.prompts import prompt_ids
 from limbeck.progress import bar
 from limbeck.studies.config import StudyConfig
 from limbeck.studies.facts import rollout_facts, shape_of
+from limbeck.studies.identity import problems_of
 from limbeck.studies.rates import Probe, Rates, counted, timed
 from limbeck.studies.runner import SMALL, default_workers, read_seconds
-from limbeck.studies.runs import problems_of
 from limbeck.studies.step import Step
 from limbeck.studies.work import REPORT_BYTES, Counter, Lengths, Work
 from limbeck.train.models import load_tokenizer
@@ -28,6 +28,7 @@ from limbeck.worlds.named import read_problems
 ASKED = 64  # problems whose prompts are read for their length
 # what studies took over what was predicted, at least and at most, by what the rates were taken from (docs/studies.md)
 TIMED, COUNTED, CORRECTED = (0.4, 1.3), (0.3, 1.3), (0.85, 1.15)
+SERVERS = "servers"  # in place of a source of seconds
 STARTING = 10.0  # seconds of a study outside of its steps: start, collecting, report
 
 
@@ -40,7 +41,7 @@ class Kind(NamedTuple):
         done: how many of these are.
         seconds: that the others take, one after another.
         disk: bytes of all.
-        source: what says so: finished steps, the student's rates, or a table of seconds.
+        source: what says so: finished steps, the student's rates, or a table of seconds; of servers nothing does.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Estimate(NamedTuple):
         how: where the numbers come from.
         spread: factors on the seconds between which the time has lain.
         steps: step name to predicted seconds, whether done or not, before any correction.
+        served: rollouts that servers are yet to write, in no number of seconds.
     """
 
     kinds: list[Kind]
@@ -71,6 +73,7 @@ class Estimate(NamedTuple):
     how: str
     spread: tuple[float, float]
     steps: Mapping[str, float]
+    served: int = 0
 
 
 def estimate(
@@ -101,9 +104,12 @@ def estimate(
         kinds.append(Kind(kind, len(names), len(names & done), seconds, disk, factors[kind][1]))
     seconds = side_by_side(plan, left, workers) + (STARTING if len(done) < len(plan) else 0.0)
     disk = sum(one.disk for one in kinds) + REPORT_BYTES
-    corrected = 10 * len(done) >= len(plan) and any(source not in ("rates", "table") for _, source in factors.values())
+    corrected = 10 * len(done) >= len(plan) and any(
+        source not in ("rates", "table", SERVERS) for _, source in factors.values()
+    )
     spread = CORRECTED if corrected else COUNTED if rates.response is None else TIMED
-    return Estimate(kinds, seconds, disk, workers, f"{rates.how}; {words}", spread, predicted)
+    served = sum(work[step.name].elsewhere for step in plan if step.name not in done)
+    return Estimate(kinds, seconds, disk, workers, f"{rates.how}; {words}", spread, predicted, served)
 
 
 def _factors(
@@ -118,6 +124,8 @@ def _factors(
             out[kind] = factor, f"{known} finished"
         elif any(work[step.name].of_model for step in steps):
             out[kind] = pooled, "rates, corrected" if any_known else "rates"
+        elif any(work[step.name].elsewhere for step in steps):
+            out[kind] = 1.0, SERVERS
         else:
             out[kind] = 1.0, "table"
     return out

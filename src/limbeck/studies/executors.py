@@ -37,7 +37,7 @@ class Task(NamedTuple):
         name: of the step.
         kind: of the step.
         kinds: where the function of a kind is found, ``module:table``; imported by the process that runs the step.
-        params: its settings.
+        params: its settings, and how it is done.
         inputs: role to the finished folder that it reads.
         out: the folder that it makes.
     """

@@ -12,6 +12,7 @@ SECTIONS = {  # as they are reached in a file
     "StudyConfig": "the file itself",
     "ProblemsConfig": "[rollouts.problems], [eval.problems], [kl.problems], [tuning]",
     "RolloutsConfig": "[rollouts], and an arm's own `rollouts`",
+    "ServerConfig": "[rollouts.server]",
     "TrainConfig": "[train], and an arm's own `train`",
     "LoraConfig": "[train.lora]",
     "SparsifyConfig": "[train.sparsify]",

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from limbeck.errors import ConfigError, DataError
 from limbeck.problems.prompts import prompt_ids
 from limbeck.problems.sources import FORMATS, Solved
-from limbeck.studies.config import RolloutsConfig
 from limbeck.studies.facts import LONGEST, RolloutFacts, rollout_facts, shape_of
 from limbeck.studies.recipes import DEFAULT, Ground, arm_of, possible
 from limbeck.studies.schema import TITLE, describe, study_schema
+from limbeck.studies.sections import RolloutsConfig
 from limbeck.train.models import load_tokenizer, model_context, model_folder
 from limbeck.worlds import WORLDS
 from limbeck.worlds.named import problems_named, read_problems

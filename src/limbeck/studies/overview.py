@@ -12,7 +12,7 @@ from rich.table import Table
 
 from limbeck.folders import is_complete
 from limbeck.studies.config import ArmConfig, StudyConfig
-from limbeck.studies.estimate import Estimate
+from limbeck.studies.estimate import SERVERS, Estimate
 from limbeck.studies.step import Step
 from limbeck.studies.work import rows_trained
 
@@ -48,17 +48,22 @@ def _rollouts(config: StudyConfig, arm: ArmConfig) -> str:
     """Whose rollouts an arm learns from, and how many of its own it samples."""
     if live := config.living(arm):
         return f"{config.training(arm, 0).num_steps * live.prompts_per_step * live.samples:,} as it goes"
-    return "shared" if arm.rollouts is None else f"by {config.sampling(arm).by}"
+    if arm.rollouts is None:
+        return "shared"
+    given = config.sampling(arm)
+    return f"by {given.server.model}, a server" if given.server else f"by {given.by}"
 
 
 def time_table(found: Estimate) -> str:
     """Seconds and bytes by kind of step, the sum, and how it was made."""
     table = Table("kind", "steps", "done", "left, one after another", "on disk", "from", title="About")
     for one in found.kinds:
-        table.add_row(one.kind, str(one.steps), str(one.done), duration(one.seconds), size(one.disk), one.source)
+        left = "not known" if one.source == SERVERS and one.done < one.steps else duration(one.seconds)
+        table.add_row(one.kind, str(one.steps), str(one.done), left, size(one.disk), one.source)
     low, high = (duration(found.seconds * factor) for factor in found.spread)
+    more = f", and as long as servers take for {found.served:,} rollouts" if found.served else ""
     return _text(table) + (
-        f"{low} to {high} from here, {found.workers} step(s) at a time; about {size(found.disk)} on disk.\n"
+        f"{low} to {high} from here{more}, {found.workers} step(s) at a time; about {size(found.disk)} on disk.\n"
         f"Rough. Rates: {found.how}. The last column says what a kind was taken from: the student's rates; a table of seconds on "
         "two x86-64 cores; or rates corrected by what finished steps of the kind took."
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 from limbeck.errors import ConfigError
 from limbeck.studies.config import StudyConfig, split_step
-from limbeck.studies.runs import Runs, problems_of, run_name
+from limbeck.studies.identity import problems_of
+from limbeck.studies.runs import Runs, run_name
 from limbeck.studies.step import Plan, Step
 from limbeck.studies.weights import add_trajectories, add_weights
 from limbeck.train.models import input_digest

@@ -203,7 +203,7 @@ def _rollouts(config: StudyConfig, rollout_set: RolloutSet) -> dict[str, Any]:
     ]
     return {
         "digest": rollout_set.digest,
-        "source": config.rollouts.path or config.teacher,
+        "source": _writer(config),
         "rows": len(rollouts),
         "problems": len(right),
         "right_share": sum(map(sum, right)) / len(rollouts),
@@ -215,6 +215,14 @@ def _rollouts(config: StudyConfig, rollout_set: RolloutSet) -> dict[str, Any]:
         "sampling": dict(rollout_set.provenance),
         "examples": examples,
     }
+
+
+def _writer(config: StudyConfig) -> str | None:
+    """Who wrote the rollouts that arms share, or the file that they came in."""
+    given = config.rollouts
+    if given.server:
+        return f"{given.server.model}, a server"
+    return given.path or (config.student if given.by == "student" else config.teacher)
 
 
 def _samples(config: StudyConfig, folders: dict[str, Path]) -> list[dict[str, Any]]:

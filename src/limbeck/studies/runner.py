@@ -121,7 +121,8 @@ class _Schedule:
 
     def _task(self, step: Step) -> Task:
         inputs = {role: self._folders[name] for role, name in step.inputs.items()}
-        return Task(step.name, step.kind, self._kinds, step.params, inputs, self._folders[step.name])
+        params = {**step.params, **step.manner}
+        return Task(step.name, step.kind, self._kinds, params, inputs, self._folders[step.name])
 
 
 class _Meter:

@@ -5,29 +5,28 @@ Whatever several runs need is one step: two arms that read the same policy's sco
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from limbeck.batches.collate import BEHAVIOR, PER_TOKEN_INPUTS
 from limbeck.batches.whole import FROZEN_LOGITS
 from limbeck.config import settings_of
 from limbeck.errors import ConfigError
-from limbeck.folders import file_digest
 from limbeck.objectives import inputs as objective_inputs
-from limbeck.objectives.vocabulary import check_same_map
 from limbeck.problems.files import find_source
 from limbeck.studies.config import (
+    SOURCES,
+    WRITERS,
     ArmConfig,
     ArmSignal,
-    ProblemsConfig,
-    RolloutsConfig,
     StudyConfig,
     arms_read,
     split_step,
     subspace_arm,
 )
+from limbeck.studies.identity import check_vocabulary, problems_of, rollouts_params, served_params
+from limbeck.studies.sections import RolloutsConfig
 from limbeck.studies.step import Plan
-from limbeck.train.models import input_digest, load_tokenizer
+from limbeck.train.models import input_digest
 from limbeck.train.run import check
 from limbeck.worlds.named import problems_named
 
@@ -68,7 +67,7 @@ class Runs:
         self.final: dict[str, str] = {}
         self.starts: dict[str, str] = {}
         self._rollouts: dict[str, str] = {}
-        self.shared = plan.add("rollouts", "rollouts", rollouts_params(config, config.rollouts), {}, 30)
+        self.shared = self._sampled("rollouts", config.rollouts)
 
     def add_all(self) -> None:
         """Every run, each after those that it stands on.
@@ -127,12 +126,19 @@ class Runs:
         if arm.rollouts is None:
             return self.shared
         given = self._config.sampling(arm)
-        if given.path or given.by in ("teacher", "student"):
-            return self._plan.once(f"rollouts/{given.by}", "rollouts", rollouts_params(self._config, given), {}, 30)
+        if given.path or given.by in WRITERS:
+            return self._sampled(f"rollouts/{'server' if given.server else given.by}", given)
         point = _point(given.by, seed)
-        params = given.model_dump(mode="json", exclude={"path", "problems", "by"})
+        params = given.model_dump(mode="json", exclude={*SOURCES, "problems"})
         params |= {"by": point.name, "problems": problems_of(given.problems)}
         return self._plan.once(f"rollouts/{point.name}", "rollouts", params, {"model": self.merged(point)}, 30)
+
+    def _sampled(self, name: str, given: RolloutsConfig) -> str:
+        """Rollouts of a server, of a model on disk, or of a file."""
+        if given.server is None:
+            return self._plan.once(name, "rollouts", rollouts_params(self._config, given), {}, 30)
+        params, manner = served_params(self._config, given, given.server)
+        return self._plan.once(name, "served", params, {}, 30, manner)
 
     def _subspace(self, arm: ArmConfig, seed: int) -> Inputs:
         """The run whose update gives the arm its directions, and what that run started from."""
@@ -319,41 +325,6 @@ def _scorer(config: StudyConfig, name: str) -> Params:
     model = config.teacher if name.startswith("teacher") else config.student
     if model is None:
         raise ConfigError(f"an arm reads {name}: the study needs a teacher that gives it, received none.")
-    _check_vocabulary(config.student, model)
+    check_vocabulary(config.student, model)
     keep = {"keep": "hidden"} if name in FROZEN_LOGITS else {}
     return {"base": model, "base_digest": input_digest(model), "token_budget": config.train.pass_tokens, **keep}
-
-
-def _check_vocabulary(student: str, teacher: str) -> None:
-    """A teacher's token ids are trained on and scored as they are, so they must mean the same to the student."""
-    if teacher != student:
-        check_same_map(load_tokenizer(student).get_vocab(), load_tokenizer(teacher).get_vocab())
-
-
-def rollouts_params(config: StudyConfig, given: RolloutsConfig) -> Params:
-    """Settings of a step that samples from a model on disk, or reads a file."""
-    if given.path:
-        path = Path(given.path)
-        identity = file_digest(path) if path.is_file() else file_digest(path / "manifest.json")
-        return {
-            "path": given.path,
-            "file_digest": identity,
-            "tokenizer": config.student,
-            "student": input_digest(config.student),
-        }
-    params = given.model_dump(mode="json", exclude={"path", "problems", "by"})
-    teacher = config.student if given.by == "student" else str(config.teacher)
-    _check_vocabulary(config.student, teacher)
-    return {
-        **params,
-        "teacher": teacher,
-        "teacher_digest": input_digest(teacher),
-        "problems": problems_of(given.problems),
-    }
-
-
-def problems_of(config: ProblemsConfig) -> Params:
-    """What identifies a set of problems."""
-    unset = {name for name in ("fields", "template") if not getattr(config, name)}
-    values = config.model_dump(mode="json", exclude=unset)
-    return {**values, "file_digest": find_source(config.path).digest} if config.path else values

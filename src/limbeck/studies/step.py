@@ -13,7 +13,8 @@ from limbeck.folders import digest_of
 class Step:
     """One unit of work: a function's name, its settings, and the steps whose folders it reads.
 
-    ``cost`` is a guess at seconds, for the progress bar alone.
+    ``manner`` is how it is done, which changes nothing of what is made: the function is given it beside ``params``, the digest
+    leaves it out. ``cost`` is a guess at seconds, for the progress bar alone.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Step:
     inputs: dict[str, str] = field(default_factory=dict)
     digest: str
     cost: float
+    manner: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -34,18 +36,38 @@ class Plan:
     def __init__(self) -> None:
         self.steps: dict[str, Step] = {}
 
-    def add(self, name: str, kind: str, params: dict[str, Any], inputs: dict[str, str], cost: float) -> str:
+    def add(
+        self,
+        name: str,
+        kind: str,
+        params: dict[str, Any],
+        inputs: dict[str, str],
+        cost: float,
+        manner: dict[str, Any] | None = None,
+    ) -> str:
         digest = self._digest(kind, params, inputs)
-        self.steps[name] = Step(name=name, kind=kind, params=params, inputs=inputs, digest=digest, cost=cost)
+        self.steps[name] = Step(
+            name=name, kind=kind, params=params, inputs=inputs, digest=digest, cost=cost, manner=manner or {}
+        )
         return name
 
-    def once(self, name: str, kind: str, params: dict[str, Any], inputs: dict[str, str], cost: float) -> str:
+    def once(
+        self,
+        name: str,
+        kind: str,
+        params: dict[str, Any],
+        inputs: dict[str, str],
+        cost: float,
+        manner: dict[str, Any] | None = None,
+    ) -> str:
         """As :meth:`add`, but what is already there is not added again; another step of that name gets a longer one."""
         known = self.steps.get(name)
         if known is None:
-            return self.add(name, kind, params, inputs, cost)
+            return self.add(name, kind, params, inputs, cost, manner)
         digest = self._digest(kind, params, inputs)
-        return name if known.digest == digest else self.once(f"{name}-{digest[:8]}", kind, params, inputs, cost)
+        if known.digest == digest:
+            return name
+        return self.once(f"{name}-{digest[:8]}", kind, params, inputs, cost, manner)
 
     def _digest(self, kind: str, params: dict[str, Any], inputs: dict[str, str]) -> str:
         return digest_of([__version__, kind, params, {role: self.steps[step].digest for role, step in inputs.items()}])

@@ -16,14 +16,16 @@ from limbeck.evals.tables import read_table, write_table
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.suite import measure
 from limbeck.geometry.table import write_measurements
-from limbeck.progress import counted
+from limbeck.progress import counted, say
 from limbeck.rollouts.sample import Decoding
+from limbeck.rollouts.server import key_from_environment
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.stats.compare import Arm, compare
 from limbeck.studies.chains import account_kl, kept, merge, read_signal, result, under
 from limbeck.studies.inputs import read_problems, write_any_rollouts
 from limbeck.studies.representation import compare_states
-from limbeck.studies.sampling import sample_rollouts
+from limbeck.studies.sampling import sample_from_server, sample_rollouts
+from limbeck.studies.sections import ServerConfig
 from limbeck.studies.walk import walk
 from limbeck.studies.weights import follow_runs, measure_weights
 from limbeck.train.models import load_model, load_tokenizer, model_digest
@@ -55,6 +57,24 @@ def rollouts(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
         advance=counted(tell, len(problems) * params["samples"]),
     )
     write_rollouts(rollout_set, out)
+
+
+def served(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
+    """Rollouts of a model behind servers. Each answer is on record in ``out`` as it comes: a step cut short asks for the rest."""
+    problems = [problem for problem, _ in read_problems(params["problems"])]
+    server = parse(ServerConfig, {**params["server"], **params["asked"]}, where="rollouts.server")
+    decoding = Decoding(**{name: params[name] for name in ("sampling_temperature", "max_new_tokens", "seed")})
+    sample_from_server(
+        server.opened(key_from_environment()),
+        params["tokenizer"],
+        problems,
+        decoding,
+        out,
+        samples=params["samples"],
+        source={},
+        advance=counted(tell, len(problems) * params["samples"]),
+        tell=say,
+    )
 
 
 def score(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
@@ -162,6 +182,7 @@ def measure_runs(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
 
 KINDS: dict[str, Callable[[Params, Inputs, Path, Tell], None]] = {
     "rollouts": rollouts,
+    "served": served,
     "score": score,
     "train": train_arm,
     "tune": tune,

@@ -45,7 +45,9 @@ NOTHING = Sampling()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Of one step. ``size`` is that of who works over the student's; ``method`` that of ``trained``."""
+    """Of one step. ``size`` is that of who works over the student's; ``method`` that of ``trained``; ``elsewhere`` are rollouts
+    that a server writes, nobody knows how fast.
+    """
 
     sampling: Sampling = NOTHING
     scored: float = 0.0
@@ -55,6 +57,7 @@ class Work:
     loads: int = 0
     seconds: float = 0.0
     disk: float = 0.0
+    elsewhere: int = 0
 
     @property
     def of_model(self) -> bool:
@@ -113,6 +116,11 @@ class Counter:
         sampling = self._sampling(rows, step.params)
         size = self._size(step.params["teacher"]) if "teacher" in step.params else 1.0
         return Work(sampling=sampling, size=size, disk=sampling.tokens * TOKEN_BYTES["rollouts"], loads=1)
+
+    def served(self, step: Step) -> Work:
+        rows = self.rows(step)
+        tokens = rows * min(self._lengths.response, step.params["max_new_tokens"])
+        return Work(disk=tokens * TOKEN_BYTES["rollouts"], elsewhere=rows)
 
     def score(self, step: Step) -> Work:
         read = self._steps[step.inputs["rollouts"]]
@@ -210,6 +218,7 @@ class Counter:
 
 COUNTED: dict[str, Callable[[Counter, Step], Work]] = {
     "rollouts": Counter.rollouts,
+    "served": Counter.served,
     "score": Counter.score,
     "train": Counter.train,
     "eval": Counter.evaluate,

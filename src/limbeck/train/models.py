@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -162,8 +162,13 @@ def _rows(file: Path) -> int:
 @cache
 def input_digest(name: str) -> str:
     """Identity of everything that decides what a model is asked and answers: weights, tokenizer, template, stop tokens."""
-    files = tokenizer_files(model_folder(name))
-    return digest_of([model_digest(name), [[f.name, known_digest(sound(f))] for f in files]])
+    return digest_of([model_digest(name), _named(tokenizer_files(model_folder(name)))])
+
+
+@cache
+def tokenizer_digest(name: str) -> str:
+    """Identity of what decides how text becomes ids and where an answer ends, whatever the weights."""
+    return digest_of(_named(tokenizer_files(model_folder(name))))
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -183,8 +188,11 @@ def tokenizer_files(folder: Path) -> list[Path]:
 def model_digest(name: str) -> str:
     """Identity of a model: its config and the bytes of its weights."""
     path = model_folder(name)
-    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
-    return digest_of([[f.name, known_digest(sound(f))] for f in files])
+    return digest_of(_named([path / "config.json", *sorted(path.glob("*.safetensors"))]))
+
+
+def _named(files: Iterable[Path]) -> list[list[str]]:
+    return [[file.name, known_digest(sound(file))] for file in files]
 
 
 def add_adapter(model: PreTrainedModel, config: LoraConfig, *, init_seed: int) -> PeftModel:

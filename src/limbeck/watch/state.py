@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from limbeck.bounds import content_of
 from limbeck.errors import FolderError
 from limbeck.folders import MANIFEST
+from limbeck.rollouts.journal import JOURNAL
 from limbeck.stopped import STOPPED
 from limbeck.studies.step import Step
 from limbeck.watch.files import lock_holders, sealed, table, writer
@@ -135,7 +136,7 @@ def _study(folder: Path, config: Mapping[str, Any], planned: Planned, now: float
         counted=f"only steps that lie here are counted: {why_not}" if why_not else known,
         share=1.0 if complete else share,
         seconds_left=None if complete else left,
-        seconds_silent=_silent([folder, root, root / SECONDS, *(root / step.folder / LOG for step in steps)], now),
+        seconds_silent=_silent([folder, root, root / SECONDS, *_told(root, steps)], now),
         steps=tuple(
             StepState(name=s.name, status=status[s.name], unseen=s.name in unseen, seconds=took.get(s.folder))
             for s in steps
@@ -228,6 +229,11 @@ def _rates(steps: Sequence[Step], status: Mapping[str, Status], took: Mapping[st
             spent[key] += took[step.folder]
             costs[key] += step.cost
     return {key: spent[key] / costs[key] for key in spent if costs[key]}
+
+
+def _told(root: Path, steps: Iterable[Step]) -> list[Path]:
+    """What steps write as they go: a training its log, one that asks a server its journal."""
+    return [root / step.folder / name for step in steps for name in (LOG, JOURNAL)]
 
 
 def _notes(pid: int | None, complete: bool, status: Mapping[str, Status]) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from limbeck.studies.config import ProblemsConfig
-from limbeck.studies.runs import problems_of
+from limbeck.studies.identity import problems_of
+from limbeck.studies.sections import ProblemsConfig
 from limbeck.worlds.named import read_problems
 
 

@@ -81,9 +81,8 @@ def _check_url(url: str) -> None:
     try:
         parsed = httpx2.URL(url)
     except (httpx2.InvalidURL, ValueError) as error:
-        raise ConfigError(
-            f"a server's address must be http(s)://host[:port][/path], received {url!r}: {error}."
-        ) from error
+        received = "one that cannot be read" if "@" in url or "?" in url else f"{url!r}: {error}"  # as below
+        raise ConfigError(f"a server's address must be http(s)://host[:port][/path], received {received}.") from None
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise ConfigError(  # not repeated: it may hold a secret
             "a server's address must be http(s)://host[:port][/path] without user, password or query, received one with "
