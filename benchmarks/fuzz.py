@@ -45,7 +45,7 @@ COMMAND = "python benchmarks/fuzz.py"
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 SECONDS = 10  # for one input
 MEMORY_BYTES = 2 << 30  # beyond what the process has before its first input
-LARGEST = 1 << 21  # bytes of an input that is kept to be changed further
+LARGEST = 1 << 20  # bytes of an input that is kept to be changed further
 KINDS = ("inputs", "refused", "accepted", "findings", "minutes", "CPU minutes", "peak MiB")
 
 
