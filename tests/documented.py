@@ -36,15 +36,16 @@ MARK = "<!-- run by a test -->"
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 MARKED = re.compile(rf"{MARK}\n(```.*?```)", re.DOTALL)
 SMALL = {  # what is added where a command begins so, by the first that fits: an option given twice counts as given last
-    "study run study.toml": "--set workers=1 --set seeds=[0] --set train.num_steps=1 --set train.batch_size=8 "
+    "study run study.toml": "--steps runs/steps --set workers=1 --set seeds=[0] --set train.num_steps=1 --set train.batch_size=8 "
     "--set eval.problems.num=4 --set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",
     "study run opd-geometry": "--set workers=1 --set seeds=[0] --set rollouts.problems.num=4 --set train.num_steps=1 "
-    "--set train.trajectory=0 --set live.prompts_per_step=2 --set live.samples=4 --set train.batch_size=8 "
+    "--set train.trajectory=0 --set live.num_problems=16 --set live.prompts_per_step=2 --set live.samples=4 --set train.batch_size=8 "
     "--set eval.problems.num=6 --set eval.max_new_tokens=32 "
     """--set 'arms=[{name="sft"}, {name="opd", train={objective="opd"}, live={}}]'""",
     "study run": "--set workers=1 --set rollouts.problems.num=8 --set train.num_steps=1 --set train.batch_size=8 "
     "--set eval.problems.num=8 --set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",
     "study plan study.toml": "--no-probe",
+    "(sample|eval) .*--server": "--num 4 --samples 2 --max-new-tokens 16",
     "sample": "--num 6 --samples 4 --max-new-tokens 64",
     "train .*--problems": "--set train.num_steps=1 --set live.prompts_per_step=2 --set live.samples=2 "
     "--set live.max_new_tokens=96",

@@ -18,9 +18,8 @@ from pathlib import Path
 import pytest
 
 from documented import MARKED, PAGES, commands, is_synopsis, run, users_folder, verb_of
-from limbeck.problems.prompts import response_ids
-from limbeck.train.models import load_model, load_tokenizer
-from serving import Answer, completion, free_port, scores_of, serving
+from limbeck.train.models import load_model
+from serving import Answer, free_port, samples_of, scores_of, serving
 
 BY_ITSELF = {
     "README.md": "integration/test_readme.py",
@@ -136,12 +135,10 @@ def taking_part(command: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def answer() -> Answer:
-    """What a server of the base does that gives one answer to everything; what is given it scores itself."""
-    base = "abacus:base"
-    ids, scores = response_ids(load_tokenizer(base), "3 + 4 = 7. #### 7"), scores_of(load_model(base).eval(), "vllm")
-    return lambda path, body: (
-        scores(path, body) if "prompt_logprobs" in body else completion(ids, None, model=body["model"])
-    )
+    """What a server of the base does: it samples, and scores what it is given."""
+    model = load_model("abacus:base").eval()
+    samples, scores = samples_of(model), scores_of(model, "vllm")
+    return lambda path, body: (scores if "prompt_logprobs" in body else samples)(path, body)
 
 
 def look_and_leave(address: str, seconds: float = 120) -> None:
