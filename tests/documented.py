@@ -39,8 +39,8 @@ SMALL = {  # what is added where a command begins so, by the first that fits: an
     "study run study.toml": "--steps runs/steps --set workers=1 --set seeds=[0] --set train.num_steps=1 --set train.batch_size=8 "
     "--set eval.problems.num=4 --set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",
     "study run opd-geometry": "--set workers=1 --set seeds=[0] --set rollouts.problems.num=4 --set train.num_steps=1 "
-    "--set train.trajectory=0 --set live.num_problems=16 --set live.prompts_per_step=2 --set live.samples=4 --set train.batch_size=8 "
-    "--set eval.problems.num=6 --set eval.max_new_tokens=32 "
+    "--set train.trajectory=0 --set train.batch_size=8 --set live.num_problems=16 --set live.prompts_per_step=2 "
+    "--set live.samples=4 --set eval.problems.num=6 --set eval.max_new_tokens=32 "
     """--set 'arms=[{name="sft"}, {name="opd", train={objective="opd"}, live={}}]'""",
     "study run": "--set workers=1 --set rollouts.problems.num=8 --set train.num_steps=1 --set train.batch_size=8 "
     "--set eval.problems.num=8 --set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",

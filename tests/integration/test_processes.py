@@ -133,7 +133,7 @@ def test_two_processes_end_at_the_weights_of_one(world, tmp_path):
 
 
 def test_the_lines_of_the_page_train_a_sharded_student(tmp_path, monkeypatch):
-    """On two processes for four, and to step 4, where the first checkpoint is."""
+    """On two processes for four, and just past the first checkpoint."""
     monkeypatch.chdir(tmp_path)
     page = PAGES["docs/scale.md"]
     settings, script = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("toml", "bash"))
@@ -142,7 +142,7 @@ def test_the_lines_of_the_page_train_a_sharded_student(tmp_path, monkeypatch):
     assert run(sample).exit_code == 0
     words = shlex.split(line)
     at = words.index("-m")
-    launch([*words[at:], "--set", "train.num_steps=4"], *words[2:at])
+    launch([*words[at:], "--set", "train.num_steps=5"], *words[2:at])
     manifest = read_manifest(Path("runs/full"), "run")
     assert (words[:2], manifest["processes"]) == (["accelerate", "launch"], 2)
     assert len(list(Path("runs/full/checkpoints/step-000004/shards").iterdir())) == 2
