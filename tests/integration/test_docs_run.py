@@ -78,7 +78,7 @@ def study(tmp_path_factory) -> Path:
 
 
 def write_recipes(here: Path) -> None:
-    """What the page of big students calls a model of 32B, and its files: a run, that of two arms, and a study."""
+    """A small model in the place of the one of 32B, and the files that its page names: a run, two arms, a study."""
     given, resources = re.findall(r"```toml\n(.*?)```", PAGES["docs/scale.md"], re.DOTALL)
     shutil.copytree(here / "path" / "to" / "model", here / "models" / "qwen3-32b")
     (here / "run.toml").write_text(given)

@@ -114,7 +114,7 @@ def test_the_recipe_for_kubernetes_mounts_what_it_claims():
 
 
 def test_launched_runs_are_read_by_the_launcher():
-    """By itself it would start them: four processes here, 32 on the four machines of a job, for two of its arms."""
+    """Four processes on one machine; and of a job on four machines 32, for each of two arms."""
     lines = [line for script in blocks("bash") for line in called(script) if line.startswith("accelerate launch ")]
     given = [launch_command_parser().parse_args(shlex.split(line)[2:]) for line in lines]
     assert [(g.num_machines, g.num_processes, g.machine_rank) for g in given] == [(None, 4, None), *[(4, 32, 0)] * 2]
