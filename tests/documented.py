@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -34,34 +36,67 @@ MARK = "<!-- run by a test -->"
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 MARKED = re.compile(rf"{MARK}\n(```.*?```)", re.DOTALL)
 SMALL = {  # what is added where a command begins so, by the first that fits: an option given twice counts as given last
-    "study run study.toml": "--set workers=1 --set seeds=[0] --set train.num_steps=1 --set train.batch_size=8 "
+    "study run study.toml": "--steps runs/steps --set workers=1 --set seeds=[0] --set train.num_steps=1 --set train.batch_size=8 "
     "--set eval.problems.num=4 --set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",
     "study run opd-geometry": "--set workers=1 --set seeds=[0] --set rollouts.problems.num=4 --set train.num_steps=1 "
-    "--set train.trajectory=0 --set live.prompts_per_step=2 --set live.samples=4 --set train.batch_size=8 "
-    "--set eval.problems.num=6 --set eval.max_new_tokens=32 "
+    "--set train.trajectory=0 --set train.batch_size=8 --set live.num_problems=16 --set live.prompts_per_step=2 "
+    "--set live.samples=4 --set eval.problems.num=6 --set eval.max_new_tokens=32 "
     """--set 'arms=[{name="sft"}, {name="opd", train={objective="opd"}, live={}}]'""",
     "study run": "--set workers=1 --set rollouts.problems.num=8 --set train.num_steps=1 --set train.batch_size=8 "
     "--set eval.problems.num=8 --set eval.max_new_tokens=32 --set geometry.draws=20 --set geometry.cka_problems=0",
     "study plan study.toml": "--no-probe",
+    "(sample|eval) .*--server": "--num 4 --samples 2 --max-new-tokens 16",
     "sample": "--num 6 --samples 4 --max-new-tokens 64",
     "train .*--problems": "--set train.num_steps=1 --set live.prompts_per_step=2 --set live.samples=2 "
     "--set live.max_new_tokens=96",
     "train .*train.trajectory": "--set train.num_steps=2 --set train.trajectory=2 --set train.batch_size=4",
     "train": "--set train.num_steps=1 --set train.batch_size=4",
     "measure (--successive|--trajectory)": "--draws 20 --nulls none",
-    "measure base-folder": "--only sparsity",
+    "measure (base-folder|models)": "--only sparsity",
     "measure": "--draws 20",
     "eval": "--num 4 --max-new-tokens 32",
 }
+CALL = re.compile(r"(?:\$ | *entrypoint: |accelerate launch .* -m )?(limbeck .*)")
+TASKS = ("0", "15")  # of an array of jobs: two arms at one seed
+CLUSTER = """
+scontrol() { echo main; }
+srun() { while [[ $1 == --* ]]; do shift; done; "$@"; }
+ray() { :; }
+sleep() { :; }
+limbeck() { printf '%q ' limbeck "$@"; echo; }
+accelerate() { printf '%q ' accelerate "$@"; echo; }
+export -f scontrol srun ray sleep limbeck accelerate
+"""
 
 
 def commands(text: str) -> Iterator[str]:
     """Lines of code blocks that call limbeck, without comments and what a shell does with the output."""
     for _, language, body in FENCE.findall(text):
-        if language in ("", "sh", "bash", "console"):
-            for line in body.replace("\\\n", " ").splitlines():
-                if line.removeprefix("$ ").startswith("limbeck "):
-                    yield re.sub(r"\s+(#|[>|] ).*", "", line.removeprefix("$ "))
+        if language in ("", "sh", "bash", "console", "yaml"):
+            job = "#SBATCH" in body
+            for line in called(body) if job else body.replace("\\\n", " ").splitlines():
+                if found := CALL.match(line):
+                    yield re.sub(r"\s+(#|[>|] ).*", "", found[1])
+
+
+def called(script: str) -> list[str]:
+    """What a script starts, each once, by limbeck and by accelerate, with all words as bash makes them.
+
+    bash runs the script itself; the cluster's programs are functions that hand on, or leave out, what they are given.
+    """
+    found: list[str] = []
+    for task in TASKS:
+        job = {"SLURM_JOB_NODELIST": "main,other[1-3]", "SLURM_NNODES": "4", "SLURM_NODEID": "0"}
+        done = subprocess.run(
+            ["bash", "-c", CLUSTER + script],
+            env=os.environ | job | {"SLURM_ARRAY_TASK_ID": task},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found += done.stdout.splitlines()
+    return [line.rstrip() for line in dict.fromkeys(found)]
 
 
 def marked(text: str) -> list[str]:

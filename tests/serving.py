@@ -1,6 +1,6 @@
 """A real HTTP server that speaks OpenAI's completions, answers by any function, and misbehaves on demand.
 
-``python tests/serving.py PORT SECONDS`` serves :func:`told` on that port until it is killed, each answer after so long.
+``python tests/serving.py PORT SECONDS`` serves :func:`echoes` on that port until it is killed, each answer after so long.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Reply = dict[str, Any] | tuple[int, dict[str, Any]]
+Answer = Callable[[str, dict], Reply]
+FAULTS = ["drop", "cut", "delay", "429", "503", "500", "garbage", "empty", "none", "duplicate", "other"]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -88,9 +90,7 @@ class Serving(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(
-        self, answer: Callable[[str, dict], Reply], fault: Callable[[int, dict], str | None], port: int
-    ) -> None:
+    def __init__(self, answer: Answer, fault: Callable[[int, dict], str | None], port: int) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.answer, self.fault = answer, fault
         self.lock, self.asked, self.delay, self.retry_after = threading.Lock(), [], 0.3, "0.02"
@@ -105,11 +105,7 @@ class Serving(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(
-    answer: Callable[[str, dict], Reply],
-    fault: Callable[[int, dict], str | None] = lambda number, body: None,
-    port: int = 0,
-):
+def serving(answer: Answer, fault: Callable[[int, dict], str | None] = lambda number, body: None, port: int = 0):
     server = Serving(answer, fault, port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -119,6 +115,13 @@ def serving(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def completion(
@@ -141,7 +144,28 @@ def told(seed: int) -> list[int]:
     return [10 + seed // 150**n % 150 for n in range(3)]
 
 
-def scores_of(model: Any, form: str) -> Callable[[str, dict], Reply]:
+def echoes(path: str, body: dict) -> dict:
+    """What a server does that only tells who asked, in three ids and the first of those that end a response."""
+    return completion([*told(body["seed"]), body["stop_token_ids"][0]], [-0.5] * 4)
+
+
+def samples_of(model: Any) -> Answer:
+    """What a server does that samples from the model: the request's seed names the random stream."""
+    from limbeck.rollouts.sample import Decoding, complete
+
+    lock = threading.Lock()
+
+    def answer(path: str, body: dict) -> dict:
+        decoding = Decoding(sampling_temperature=body["temperature"], max_new_tokens=body["max_tokens"])
+        with lock:
+            [done] = complete(model, [body["prompt"]], [str(body["seed"])], decoding, stop_ids=body["stop_token_ids"])
+        found = list(done.ids), list(done.logprobs), str(done.finish)
+        return completion(*found, model=body["model"], prompt_token_ids=body["prompt"])
+
+    return answer
+
+
+def scores_of(model: Any, form: str) -> Answer:
     """What a server does that scores: one plain pass of the model, in the fields of ``vllm``, ``sglang`` or ``echo``.
 
     It knows that form alone: SGLang's own endpoint is not found elsewhere, and fields of the others are ignored.
@@ -181,7 +205,7 @@ def _sglang(ids: list[int], values: list[float | None], body: dict) -> dict:
 
 
 def _vllm(ids: list[int], values: list[float | None], best: list[tuple[int, float]], body: dict) -> dict:
-    reply = completion([11], None, "length")
+    reply = completion([11], None, "length", model=body["model"])
     if body.get("prompt_logprobs") is not None:
         entries: list[dict | None] = [None]
         for token, value, (top, most) in zip(ids[1:], values[1:], best, strict=False):
@@ -193,9 +217,10 @@ def _vllm(ids: list[int], values: list[float | None], best: list[tuple[int, floa
 
 def _echo(ids: list[int], values: list[float | None], body: dict) -> dict:
     if not body.get("echo"):
-        return completion([11], None, "length")
+        return completion([11], None, "length", model=body["model"])
     logprobs = {"tokens": ["x"] * len(ids), "token_logprobs": values, "text_offset": [0] * len(ids)}
-    return {"model": "m", "choices": [{"index": 0, "text": "x", "logprobs": logprobs, "finish_reason": "length"}]}
+    choice = {"index": 0, "text": "x", "logprobs": logprobs, "finish_reason": "length"}
+    return {"model": body["model"], "choices": [choice]}
 
 
 def main() -> None:
@@ -203,7 +228,7 @@ def main() -> None:
 
     def answer(path: str, body: dict) -> dict:
         time.sleep(seconds)
-        return completion([*told(body["seed"]), body["stop_token_ids"][0]], [-0.5] * 4)
+        return echoes(path, body)
 
     with serving(answer, port=port):
         while True:

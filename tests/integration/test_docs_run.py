@@ -6,26 +6,24 @@ import os
 import re
 import shutil
 import signal
-import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from documented import MARKED, PAGES, commands, is_synopsis, run, users_folder, verb_of
-from limbeck.problems.prompts import response_ids
-from limbeck.train.models import load_tokenizer
-from serving import completion, serving
+from limbeck.train.models import load_model
+from serving import Answer, free_port, samples_of, scores_of, serving
 
 BY_ITSELF = {
     "README.md": "integration/test_readme.py",
     "docs/evaluation.md": "unit/evals/test_evaluation_page.py",
-    "docs/scale.md": "integration/test_scale.py",  # recipes for clusters: read there by what would run them
 }
 COMMANDS = {
     page: found
@@ -37,7 +35,12 @@ ROLLOUTS, BUCKET = "--base abacus:base --rollouts", "s3://bucket"
 BEFORE = {
     "docs/doctor.md": [f"{IMPORT} rlad/rollouts"],
     "docs/trajectories.md": [f"{IMPORT} rollouts/mine"],
-    "docs/servers.md": [f"{IMPORT} rollouts/given"],
+    "docs/scale.md": [
+        "limbeck sample --model models/qwen3-32b --problems train.jsonl --out given",
+        "limbeck score --model path/to/teacher --rollouts given --out scores/given",
+        "limbeck eval --base opd-0 --server http://node1:8000 --tokenizer models/qwen3-32b --problems test.jsonl "
+        "--samples 4 --sampling-temperature 1 --out scores/opd-0",
+    ],
     "docs/storage.md": [
         "limbeck eval --base abacus:base --problems abacus:test --out scores/base",
         f"{IMPORT} rollouts/given",
@@ -74,6 +77,20 @@ def study(tmp_path_factory) -> Path:
     return root / "six"
 
 
+def write_recipes(here: Path) -> None:
+    """A small model in the place of the one of 32B, and the files that its page names: a run, two arms, a study."""
+    given, resources = re.findall(r"```toml\n(.*?)```", PAGES["docs/scale.md"], re.DOTALL)
+    shutil.copytree(here / "path" / "to" / "model", here / "models" / "qwen3-32b")
+    (here / "run.toml").write_text(given)
+    (here / "study.toml").write_text(STUDY + resources)
+    (here / "arms").mkdir()
+    arm = given.replace("abacus:base", "models/qwen3-32b").replace('"rollouts"', '"given"')
+    (here / "arms" / "sft.toml").write_text(arm)
+    scores = '[scores]\nteacher_logprobs = "scores/given"\n'
+    (here / "arms" / "opd.toml").write_text(arm.replace('"sft"', '"opd"') + scores)
+
+
+@pytest.mark.usefixtures("servers_here")
 @pytest.mark.parametrize("page", COMMANDS)
 def test_they_run(page, folder, request, tmp_path, monkeypatch):
     here = Path(shutil.copytree(folder, tmp_path / "user", symlinks=True))
@@ -81,6 +98,8 @@ def test_they_run(page, folder, request, tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
     for name in ("one", "two"):
         (here / f"{name}.toml").write_text(STUDY.replace('"six"', f'"{name}"'))
+    if page == "docs/scale.md":
+        write_recipes(here)
     for name in re.findall(r"runs/(?:six|seven|quickstart)\b", PAGES[page]):
         shutil.copytree(request.getfixturevalue("study"), here / name, dirs_exist_ok=True)
     for command in [*BEFORE.get(page, []), *COMMANDS[page]]:
@@ -94,13 +113,11 @@ def test_they_run(page, folder, request, tmp_path, monkeypatch):
 def taking_part(command: str) -> Iterator[tuple[str, str]]:
     """The other side of a command that needs one: a server to ask, or a reader who looks at a page and leaves."""
     if " --server " in command:
-        answer = response_ids(load_tokenizer("abacus:base"), "3 + 4 = 7. #### 7")
-        with serving(lambda path, body: completion(answer, None, model=body["model"])) as server:
-            yield re.sub(r"http://\S+", server.url, command), ""
+        with ExitStack() as stack:
+            urls = {url: stack.enter_context(serving(answer())).url for url in re.findall(r"http://\S+", command)}
+            yield re.sub(r"http://\S+", lambda found: urls[found[0]], command), ""
     elif " --serve" in command:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         reader = threading.Thread(target=look_and_leave, args=(f"http://127.0.0.1:{port}/",))
         reader.start()
@@ -109,9 +126,19 @@ def taking_part(command: str) -> Iterator[tuple[str, str]]:
         finally:
             reader.join()
             signal.signal(signal.SIGINT, before)
-    else:  # a storage, and a cluster, that every machine has
-        here = re.sub(r" --on \S+", "", command).replace(" /shared/", " ").replace(BUCKET, "memory://bucket")
+    else:  # a storage, and a cluster, that every machine has; there a study goes on that was cut off as it ended
+        here = re.sub(r" --on \S+", "", command).replace(" /shared/", " ").replace("s3://", "memory://")
+        if here != command and (out := re.search(r" study run .* --out (\S+)", here)):
+            Path(out[1], "manifest.json").unlink(missing_ok=True)
         yield here, ""
+
+
+@cache
+def answer() -> Answer:
+    """What a server of the base does: it samples, and scores what it is given."""
+    model = load_model("abacus:base").eval()
+    samples, scores = samples_of(model), scores_of(model, "vllm")
+    return lambda path, body: (scores if "prompt_logprobs" in body else samples)(path, body)
 
 
 def look_and_leave(address: str, seconds: float = 120) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from documented import PAGES, called, run
 from limbeck.batches.distributions import write_hidden
 from limbeck.config import LoraConfig, SparsifyConfig, SubspaceConfig, TrainConfig
 from limbeck.folders import file_digest, read_manifest
@@ -24,6 +26,7 @@ from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.train.models import load_model
 from limbeck.train.record import read_metrics
 from limbeck.train.run import RunConfig, train
+from serving import free_port
 
 from ..unit.train.toy import tiny_model, tiny_rollouts
 
@@ -74,16 +77,13 @@ def world(tmp_path_factory) -> dict[str, str]:
 
 
 def launch(arguments: list[str], *options: str, num: int = 2, killed: bool = False) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # the launcher names what it starts after GPUs; without one the processes speak gloo
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     options = options if "--use_fsdp" in options else ("--multi_gpu", *options)
-    command = [*launcher, f"--num_processes={num}", f"--main_process_port={port}"]
+    command = [*launcher, *options, f"--num_processes={num}", f"--main_process_port={free_port()}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, *options, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert "Signal 9" in done.stderr if killed else done.returncode == 0, done.stderr[-3000:]
 
@@ -132,11 +132,20 @@ def test_two_processes_end_at_the_weights_of_one(world, tmp_path):
                 assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-6), key
 
 
-def test_the_command_line_trains_on_two_processes(world, tmp_path):
-    settings = [f"--set=train.{key}={value}" for key, value in {"batch_size": 7, "num_steps": 2}.items()]
-    folders = ["--base", world["base"], "--rollouts", world["rollouts"], "--out", str(tmp_path / "run")]
-    launch(["train", *folders, "--objective", "sft", *settings], "-m", "limbeck")
-    assert read_manifest(tmp_path / "run", "run")["processes"] == 2
+def test_the_lines_of_the_page_train_a_sharded_student(tmp_path, monkeypatch):
+    """On two processes for four, and just past the first checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    page = PAGES["docs/scale.md"]
+    settings, script = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("toml", "bash"))
+    Path("run.toml").write_text(settings)
+    sample, line = called(script)
+    assert run(sample).exit_code == 0
+    words = shlex.split(line)
+    at = words.index("-m")
+    launch([*words[at:], "--set", "train.num_steps=5"], *words[2:at])
+    manifest = read_manifest(Path("runs/full"), "run")
+    assert (words[:2], manifest["processes"]) == (["accelerate", "launch"], 2)
+    assert len(list(Path("runs/full/checkpoints/step-000004/shards").iterdir())) == 2
 
 
 def cut_short(run: Path, copy: Path, step: int) -> Path:

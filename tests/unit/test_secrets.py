@@ -17,7 +17,6 @@ from limbeck.evals.exchange import read_log, write_file
 from limbeck.geometry.table import write_csv
 from limbeck.problems.prompts import stop_ids
 from limbeck.report.parts import Sheet
-from limbeck.rollouts.server import retries
 from limbeck.studies.config import load_study
 from limbeck.studies.study import run_study
 from limbeck.train.models import load_tokenizer
@@ -39,9 +38,7 @@ def test_the_search_finds_a_key(tmp_path):
 
 
 @pytest.fixture
-def planted(monkeypatch):
-    monkeypatch.setattr(retries, "BASE_SECONDS", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def planted(servers_here, monkeypatch):
     for name in ("LIMBECK_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"):
         monkeypatch.setenv(name, KEY)
 

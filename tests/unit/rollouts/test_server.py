@@ -15,34 +15,22 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from asking import BASE, KEY, assert_each_once, call, command, prompts_of, sampler_of
 from limbeck import cli
-from limbeck.errors import ConfigError, FolderError, LimbeckError, ServerError
-from limbeck.problems.prompts import prompt_ids, stop_ids
+from limbeck.errors import ConfigError, FolderError, ServerError
+from limbeck.problems.prompts import stop_ids
 from limbeck.rollouts.journal import Journal
-from limbeck.rollouts.protocol import Prompt
 from limbeck.rollouts.sample import Decoding, complete
-from limbeck.rollouts.server import Server, ServerSampler
+from limbeck.rollouts.server import Server
 from limbeck.rollouts.server import retries as retries_module
 from limbeck.rollouts.server.scoring import SCORING_NOTES
 from limbeck.rollouts.server.wire import APIS, NOTES, AnswerError, prompt_text, read_answer, request_seed
 from limbeck.rollouts.store import read_rollouts
 from limbeck.train.models import load_model, load_tokenizer
 from limbeck.types import Finish
-from limbeck.worlds.abacus.generator import generate
-from serving import completion, serving, text_completion, told
+from serving import FAULTS, completion, echoes, samples_of, serving, text_completion
 
-BASE = "abacus:base"
-KEY = "sk-never-to-be-written-0123456789"
-FAULTS = ["drop", "cut", "delay", "429", "503", "500", "garbage", "empty", "none", "duplicate", "other"]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Short waits, no key and no proxy from the outside."""
-    monkeypatch.setattr(retries_module, "BASE_SECONDS", 0.01)
-    for name in ("LIMBECK_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("servers_here")
 
 
 @pytest.fixture(scope="module")
@@ -55,65 +43,12 @@ def model():
     return load_model(BASE)
 
 
-def prompts_of(tokenizer, num: int, samples: int = 1) -> list[Prompt]:
-    problems = [problem for problem, _ in generate("train", num, seed=5)]
-    return [
-        Prompt(key=f"{p.id}/{sample}", ids=prompt_ids(tokenizer, p.prompt), text=p.prompt)
-        for p in problems
-        for sample in range(samples)
-    ]
-
-
-def sampler_of(
-    server, tokenizer, *, journal=None, temperature=1.0, restart=False, max_new_tokens=24, seed=0, **settings
-):
-    servers = server if isinstance(server, (list, tuple)) else [server]
-    urls = tuple(each if isinstance(each, str) else each.url for each in servers)
-    settings = {"model": "m", "patience_seconds": 5, "concurrency": 4} | settings
-    decoding = Decoding(sampling_temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
-    return ServerSampler(
-        Server(urls=urls, **settings),
-        tokenizer,
-        decoding,
-        stop_ids=stop_ids(tokenizer),
-        journal=journal,
-        restart=restart,
-    )
-
-
-def model_answers(model, tokenizer):
-    """What a server does that samples from the model: the request's seed names the random stream."""
-    lock = threading.Lock()
-
-    def answer(path: str, body: dict) -> dict:
-        decoding = Decoding(sampling_temperature=body["temperature"], max_new_tokens=body["max_tokens"])
-        with lock:
-            done = complete(model, [body["prompt"]], [str(body["seed"])], decoding, stop_ids=body["stop_token_ids"])[0]
-        return completion(list(done.ids), list(done.logprobs), str(done.finish), prompt_token_ids=body["prompt"])
-
-    return answer
-
-
-def echoes(tokenizer):
-    """Answers that tell who asked: ids made from the request's seed, so that a mix-up would show."""
-
-    def answer(path: str, body: dict) -> dict:
-        return completion([*told(body["seed"]), stop_ids(tokenizer)[0]], [-0.5] * 4)
-
-    return answer
-
-
-def assert_each_once(prompts, done):
-    for prompt, found in zip(prompts, done, strict=True):
-        assert list(found.ids[:3]) == told(request_seed(Decoding(), prompt.key))
-
-
 def test_what_the_server_sampled_comes_back_exactly(model, tokenizer):
     prompts = prompts_of(tokenizer, 3, samples=2)
     keys = [str(request_seed(Decoding(seed=3), p.key)) for p in prompts]
     decoding = Decoding(sampling_temperature=1.0, max_new_tokens=100)
     here = complete(model, [p.ids for p in prompts], keys, decoding, stop_ids=stop_ids(tokenizer))
-    with serving(model_answers(model, tokenizer)) as server:
+    with serving(samples_of(model)) as server:
         sampler = sampler_of(server, tokenizer, seed=3, max_new_tokens=100, require_logprobs=True)
         there = sampler(prompts)
         body = server.asked[0]["body"]
@@ -129,7 +64,7 @@ def test_every_prompt_is_answered_once_by_a_server_that_fails_in_every_way(token
     prompts = prompts_of(tokenizer, 100, samples=3)
     draw = random.Random(0)
     plan = [draw.choice(FAULTS) if draw.random() < 0.3 else None for _ in range(5000)]
-    with serving(echoes(tokenizer), lambda number, body: plan[number] if number else None) as server:
+    with serving(echoes, lambda number, body: plan[number] if number else None) as server:
         server.delay = 0.05
         sampler = sampler_of(server, tokenizer, concurrency=16, patience_seconds=60)
         ticks = []
@@ -151,7 +86,7 @@ CLIENT = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from unit.rollouts.test_server import prompts_of, sampler_of
+from asking import prompts_of, sampler_of
 from limbeck.train.models import load_tokenizer
 tokenizer = load_tokenizer("abacus:base")
 sampler_of({urls!r}, tokenizer, journal=Path({journal!r}))(prompts_of(tokenizer, 60, samples=2))
@@ -169,7 +104,7 @@ def test_a_killed_client_continues_at_other_addresses_and_asks_nothing_twice(tok
             enough.set()
         return "delay" if number > 15 else None
 
-    with serving(echoes(tokenizer), slowly) as old, serving(echoes(tokenizer), slowly) as kept:
+    with serving(echoes, slowly) as old, serving(echoes, slowly) as kept:
         urls = (old.url, kept.url)
         code = CLIENT.format(tests=str(Path(__file__).parents[2]), urls=urls, journal=str(journal))
         client = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
@@ -182,7 +117,7 @@ def test_a_killed_client_continues_at_other_addresses_and_asks_nothing_twice(tok
         with journal.open("ab") as file:
             file.write(b'{"key":"torn","ids":[1,')  # as a machine that lost power leaves it
         before, kept.delay = len(kept.asked), 0
-        with serving(echoes(tokenizer)) as new:
+        with serving(echoes) as new:
             sampler = sampler_of([new, kept], tokenizer, journal=journal)
             done = sampler(prompts)
             asked = [*new.asked, *kept.asked[before:]]
@@ -202,7 +137,7 @@ def test_a_killed_client_continues_at_other_addresses_and_asks_nothing_twice(tok
 
 def test_a_server_that_dies_is_waited_for_then_named_and_its_answers_are_kept(tokenizer, tmp_path):
     journal, prompts, said = tmp_path / "journal.jsonl", prompts_of(tokenizer, 30), []
-    with serving(echoes(tokenizer), lambda number, body: "drop" if number >= 10 else None) as server:
+    with serving(echoes, lambda number, body: "drop" if number >= 10 else None) as server:
         sampler = sampler_of(server, tokenizer, journal=journal, patience_seconds=0.3)
         with pytest.raises(ServerError) as raised:
             sampler(prompts)
@@ -212,7 +147,7 @@ def test_a_server_that_dies_is_waited_for_then_named_and_its_answers_are_kept(to
     assert "within 0.3 s of patience" in text
     assert "connection" in text
     assert "the same command continues" in text
-    with serving(echoes(tokenizer)) as another:  # on another port: the address is no part of what must agree
+    with serving(echoes) as another:  # on another port: the address is no part of what must agree
         done = sampler_of(another, tokenizer, journal=journal, patience_seconds=0.3)(prompts)
         assert len(another.asked) == 20
     assert_each_once(prompts, done)
@@ -232,7 +167,7 @@ def test_retry_after_holds_everybody_back(tokenizer):
     prompts = prompts_of(tokenizer, 8)
 
     def answer(path: str, body: dict) -> object:
-        return (429, {"error": "slow down"}) if len(server.asked) == 2 else echoes(tokenizer)(path, body)
+        return (429, {"error": "slow down"}) if len(server.asked) == 2 else echoes(path, body)
 
     with serving(answer) as server:
         server.RequestHandlerClass = type("Slow", (server.RequestHandlerClass,), {"end_headers": _with_retry_after})
@@ -260,7 +195,7 @@ def test_one_prompt_that_is_refused_does_not_hold_up_the_others(tokenizer, tmp_p
     bad = request_seed(Decoding(), prompts[5].key)
 
     def answer(path: str, body: dict) -> object:
-        return (400, {"error": "too long"}) if body["seed"] == bad else echoes(tokenizer)(path, body)
+        return (400, {"error": "too long"}) if body["seed"] == bad else echoes(path, body)
 
     with serving(answer) as server, pytest.raises(ServerError) as raised:
         sampler_of(server, tokenizer, journal=tmp_path / "journal.jsonl")(prompts)
@@ -273,9 +208,7 @@ def test_another_model_is_refused_at_first_and_in_the_middle(tokenizer):
     prompts = prompts_of(tokenizer, 6)
     for begin in (0, 3):
         with (
-            serving(
-                echoes(tokenizer), lambda number, body, begin=begin: "other" if number >= begin else None
-            ) as server,
+            serving(echoes, lambda number, body, begin=begin: "other" if number >= begin else None) as server,
             pytest.raises(ServerError, match=r"answers by another model \(somebody-else\)"),
         ):
             sampler_of(server, tokenizer, patience_seconds=0.1)(prompts)
@@ -283,7 +216,7 @@ def test_another_model_is_refused_at_first_and_in_the_middle(tokenizer):
 
 def test_new_weights_under_the_same_name_are_noticed(tokenizer):
     def answer(path: str, body: dict) -> dict:
-        return echoes(tokenizer)(path, body) | {"metadata": {"weight_version": "1" if len(server.asked) < 3 else "2"}}
+        return echoes(path, body) | {"metadata": {"weight_version": "1" if len(server.asked) < 3 else "2"}}
 
     with serving(answer) as server, pytest.raises(ServerError, match=r"another model \(m, weights 2\)"):
         sampler_of(server, tokenizer, patience_seconds=0.1)(prompts_of(tokenizer, 6))
@@ -291,7 +224,7 @@ def test_new_weights_under_the_same_name_are_noticed(tokenizer):
 
 def test_a_journal_of_other_settings_is_refused_and_names_them(tokenizer, tmp_path):
     journal, prompts = tmp_path / "journal.jsonl", prompts_of(tokenizer, 3)
-    with serving(echoes(tokenizer)) as server:
+    with serving(echoes) as server:
         sampler_of(server, tokenizer, journal=journal)(prompts)
         with pytest.raises(FolderError, match=r"asked for seed = 1 \(there: 0\)\. Give the former settings"):
             sampler_of(server, tokenizer, journal=journal, seed=1)(prompts)
@@ -317,7 +250,7 @@ def test_without_log_probs_offline_is_nan_and_on_policy_is_refused(tokenizer):
 
 def test_log_probs_of_another_temperature_are_dropped_unless_they_are_said_to_be_tempered(tokenizer):
     prompts = prompts_of(tokenizer, 2)
-    with serving(echoes(tokenizer)) as server:
+    with serving(echoes) as server:
         raw = sampler_of(server, tokenizer, temperature=0.7)
         assert all(math.isnan(x) for c in raw(prompts) for x in c.logprobs)
         assert raw.provenance()["server"]["inexact"] == {"no_logprobs": 2, "untempered": 2}
@@ -467,23 +400,8 @@ def test_a_redirect_does_not_carry_the_key_away(tokenizer):
     assert len(server.asked) == 1
 
 
-def command(server, out: Path, *more: str) -> list[str]:
-    url = server if isinstance(server, str) else server.url
-    asked = ["--server", url, "--model", "m", "--tokenizer", BASE, "--problems", "abacus:train", "--num", "3"]
-    return ["sample", *asked, "--samples", "2", "--max-new-tokens", "24", "--out", str(out), *more]
-
-
-def call(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.app, list(arguments))
-    if isinstance(result.exception, LimbeckError):
-        return result.exception.exit_code, result.output + str(result.exception)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
-
-
 def test_the_command_ends_in_a_folder_like_that_of_a_model_in_this_process(model, tokenizer, tmp_path):
-    with serving(model_answers(model, tokenizer)) as server:
+    with serving(samples_of(model)) as server:
         code, said = call(*command(server, tmp_path / "there"))
         assert code == 0
         assert said.strip().splitlines()[-1] == str(tmp_path / "there")
@@ -502,14 +420,14 @@ def test_the_command_ends_in_a_folder_like_that_of_a_model_in_this_process(model
 
 def test_an_interrupted_command_is_continued_and_not_overwritten_by_accident(tokenizer, tmp_path):
     out = tmp_path / "out"
-    with serving(echoes(tokenizer), lambda number, body: "drop" if number >= 4 else None) as server:
+    with serving(echoes, lambda number, body: "drop" if number >= 4 else None) as server:
         code, said = call(*command(server, out, "--patience", "0.2"))
         assert (code, "4 of 6 answers are saved" in said) == (1, True)
         code, said = call("sample", "--model", BASE, "--problems", "abacus:train", "--num", "1", "--out", str(out))
         assert (code, "holds answers of a server" in said) == (2, True)
         code, said = call(*command(server, out, "--seed", "1"))
         assert (code, "seed = 1 (there: 0)" in said) == (2, True)
-    with serving(echoes(tokenizer)) as server:
+    with serving(echoes) as server:
         assert call(*command(server, out))[0] == 0
         assert len(server.asked) == 2
         assert len(read_rollouts(out)) == 6
@@ -526,7 +444,7 @@ def test_the_key_is_sent_and_never_written(tokenizer, tmp_path, monkeypatch):
             return 500, {"error": f"key {KEY} overloaded"}
         if len(server.asked) == 5:
             return 403, {"error": f"Incorrect key {KEY}"}
-        return echoes(tokenizer)(path, body)
+        return echoes(path, body)
 
     with serving(answer) as server:
         code, said = call(*command(server, out, "--concurrency", "1"))
@@ -574,7 +492,7 @@ def test_a_damaged_line_is_work_to_do_again(tmp_path):
 
 
 def test_an_answer_that_does_not_come_in_time_is_asked_for_again(tokenizer):
-    with serving(echoes(tokenizer), lambda number, body: "delay" if number == 1 else None) as server:
+    with serving(echoes, lambda number, body: "delay" if number == 1 else None) as server:
         server.delay = 3.0
         prompts = prompts_of(tokenizer, 3)
         sampler = sampler_of(server, tokenizer, timeout_seconds=1, patience_seconds=60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -14,36 +13,27 @@ from pathlib import Path
 import pytest
 
 import serving as serving_module
+from asking import BASE, KEY, assert_each_once, call, command, prompts_of, sampler_of
 from limbeck.errors import ConfigError, ServerError
 from limbeck.rollouts.server import Server
 from limbeck.rollouts.server import pool as pool_module
-from limbeck.rollouts.server import retries as retries_module
 from limbeck.rollouts.store import read_rollouts
 from limbeck.train.models import load_tokenizer
-from serving import serving
-from unit.rollouts.test_server import KEY, assert_each_once, call, command, echoes, prompts_of, sampler_of
+from serving import FAULTS, echoes, free_port, serving
 
-FAULTS = ["drop", "cut", "delay", "429", "503", "500", "garbage", "empty", "none", "duplicate", "other"]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(retries_module, "BASE_SECONDS", 0.01)
-    for name in ("LIMBECK_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("servers_here")
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer("abacus:base")
+    return load_tokenizer(BASE)
 
 
 @pytest.fixture
-def several(tokenizer):
+def several():
     """Starts servers that tell who asked, each with its own faults."""
     with ExitStack() as stack:
-        yield lambda *faults: [stack.enter_context(serving(echoes(tokenizer), fault)) for fault in faults]
+        yield lambda *faults: [stack.enter_context(serving(echoes, fault)) for fault in faults]
 
 
 def fine(number: int, body: dict) -> None:
@@ -53,12 +43,6 @@ def fine(number: int, body: dict) -> None:
 def always(kind: str, since: int = 1):
     """This fault from some request on; the first is number 0."""
     return lambda number, body: kind if number >= since else None
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answers_at(sampler) -> list[int]:
@@ -106,7 +90,7 @@ def test_an_address_that_keeps_failing_is_done_without_and_it_is_said(kind, seve
 
 
 def test_an_address_that_is_not_there_at_first_joins_when_it_is(several, tokenizer):
-    prompts, port = prompts_of(tokenizer, 60), closed_port()
+    prompts, port = prompts_of(tokenizer, 60), free_port()
     [here] = several(fine)
     there, said = ExitStack(), []
 
@@ -114,9 +98,9 @@ def test_an_address_that_is_not_there_at_first_joins_when_it_is(several, tokeniz
         with here.lock:
             if len(here.asked) >= 20 and not said:
                 said.append("started")
-                there.enter_context(serving(echoes(tokenizer), port=port))
+                there.enter_context(serving(echoes, port=port))
         time.sleep(0.02)
-        return echoes(tokenizer)(path, body)
+        return echoes(path, body)
 
     here.answer = answer
     with there:
@@ -155,7 +139,7 @@ def test_two_versions_of_the_weights_are_refused_at_the_start(several, tokenizer
     servers = several(fine, fine)
     for number, server in enumerate(servers):
         version = {"metadata": {"weight_version": str(number)}}
-        server.answer = lambda path, body, version=version: echoes(tokenizer)(path, body) | version
+        server.answer = lambda path, body, version=version: echoes(path, body) | version
     with pytest.raises(
         ServerError, match=r"another model \(m, weights [01]\).* where m, weights [01] answered at first"
     ):
@@ -186,9 +170,7 @@ def test_time_asked_for_by_one_address_is_given_to_it_alone(several, tokenizer):
 def test_what_one_address_refuses_is_asked_of_the_other(several, tokenizer):
     prompts = prompts_of(tokenizer, 30)
     strict, good = several(fine, fine)
-    strict.answer = lambda path, body: (
-        (400, {"error": "too long"}) if body["seed"] % 3 == 0 else echoes(tokenizer)(path, body)
-    )
+    strict.answer = lambda path, body: (400, {"error": "too long"}) if body["seed"] % 3 == 0 else echoes(path, body)
     sampler = sampler_of([good, strict], tokenizer)
     assert_each_once(prompts, sampler(prompts))
     both = {request["body"]["seed"] for request in strict.asked} & {request["body"]["seed"] for request in good.asked}
@@ -200,7 +182,7 @@ def test_an_address_whose_key_ran_out_is_left_out(several, tokenizer):
     prompts, said = prompts_of(tokenizer, 30), []
     closed, good = several(fine, fine)
     closed.answer = lambda path, body: (
-        echoes(tokenizer)(path, body) if len(closed.asked) <= 3 else (401, {"error": f"{KEY} expired"})
+        echoes(path, body) if len(closed.asked) <= 3 else (401, {"error": f"{KEY} expired"})
     )
     sampler = sampler_of([closed, good], tokenizer, concurrency=2, api_key=KEY)
     sampler.client.tell = said.append
@@ -219,7 +201,7 @@ def test_addresses_must_be_some_and_differ(urls):
 @pytest.fixture
 def process():
     """A server in a process of its own, deterministic by seed, to be killed and started again on its port."""
-    port, running = closed_port(), []
+    port, running = free_port(), []
 
     def start() -> subprocess.Popen:
         running.append(subprocess.Popen([sys.executable, serving_module.__file__, str(port), "0.02"]))

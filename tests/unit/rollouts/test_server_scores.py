@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from asking import BASE, call
 from limbeck.batches.score import read_scores, score_rollouts
 from limbeck.errors import ConfigError, ServerError
 from limbeck.folders import read_manifest
 from limbeck.rollouts.sample import Decoding
 from limbeck.rollouts.server import Server, ServerSampler, ServerScorer
-from limbeck.rollouts.server import retries as retries_module
 from limbeck.rollouts.server.scoring import NEVER, SCORING_APIS, Passage, scoring_ways
 from limbeck.rollouts.server.wire import AnswerError
 from limbeck.rollouts.store import write_rollouts
@@ -28,17 +28,8 @@ from limbeck.train.models import load_model, load_tokenizer
 from limbeck.types import RolloutSet
 from limbeck.worlds.abacus.generator import generate
 from serving import completion, scores_of, serving
-from unit.rollouts.test_server import call
 
-BASE = "abacus:base"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(retries_module, "BASE_SECONDS", 0.01)
-    for name in ("LIMBECK_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("servers_here")
 
 
 @pytest.fixture(scope="module")
