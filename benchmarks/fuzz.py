@@ -9,7 +9,7 @@ place of others. With atheris (``pip install atheris``) inputs that reach lines 
 changed further; without it every input is made of the whole files. Minutes are by the clock; those of the processor, without the
 processes that a parser starts, are told beside them.
 
-A finding is an exception that is none of limbeck's, more than ten seconds for one input, more memory than the limit, or a
+A finding is an exception that is none of limbeck's, more than ten seconds of the processor (or two minutes) for one input, more memory than the limit, or a
 process that died; its files are kept under ``--keep``, with the traceback.
 """
 
@@ -43,14 +43,14 @@ from parsers import PARSERS  # noqa: E402
 
 COMMAND = "python benchmarks/fuzz.py"
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
-SECONDS = 10  # for one input
+SECONDS, WAIT = 10, 120  # of the processor for one input, and by the clock
 MEMORY_BYTES = 2 << 30  # beyond what the process has before its first input
 LARGEST = 1 << 20  # bytes of an input that is kept to be changed further
 KINDS = ("inputs", "refused", "accepted", "findings", "minutes", "CPU minutes", "peak MiB")
 
 
 class HangError(BaseException):
-    """Ten seconds went by; no handler of a parser may take it for its own."""
+    """One input took too long; no handler of a parser may take it for its own."""
 
 
 def main() -> None:
@@ -162,8 +162,7 @@ def outcome(name: str, opened: Callable[[Path], None], path: Path, scratch: Path
     """Which kind of input this was; the first of each kind of finding is kept."""
     from limbeck.errors import LimbeckError
 
-    signal.signal(signal.SIGALRM, hang)
-    signal.alarm(SECONDS)
+    _limit(SECONDS, WAIT)
     try:
         opened(path)
         return "accepted"
@@ -172,10 +171,10 @@ def outcome(name: str, opened: Callable[[Path], None], path: Path, scratch: Path
             return "refused"
         text = str(error)
     except BaseException:
-        signal.alarm(0)
+        _limit(0, 0)
         text = traceback.format_exc()
     finally:
-        signal.alarm(0)
+        _limit(0, 0)
     if (last := text.splitlines()[-1][:60]) not in KNOWN:
         KNOWN.add(last)
         kept = scratch / f"finding-{len(KNOWN)}"
@@ -188,8 +187,18 @@ def outcome(name: str, opened: Callable[[Path], None], path: Path, scratch: Path
 KNOWN: set[str] = set()  # findings that were kept: one of a kind is enough
 
 
-def hang(*_: object) -> None:
-    raise HangError(f"more than {SECONDS} seconds")
+def _limit(seconds: float, wait: float) -> None:
+    """Raise after so many seconds of the processor, or by the clock; 0 for never."""
+    for name, timer, limit in (
+        (signal.SIGPROF, signal.ITIMER_PROF, seconds),
+        (signal.SIGALRM, signal.ITIMER_REAL, wait),
+    ):
+        signal.signal(name, _hang)
+        signal.setitimer(timer, limit)
+
+
+def _hang(*_: object) -> None:
+    raise HangError(f"more than {SECONDS} seconds of the processor, or {WAIT} in all")
 
 
 def peak() -> float:
