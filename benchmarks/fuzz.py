@@ -9,8 +9,8 @@ place of others. With atheris (``pip install atheris``) inputs that reach lines 
 changed further; without it every input is made of the whole files. Minutes are by the clock; those of the processor, without the
 processes that a parser starts, are told beside them.
 
-A finding is an exception that is none of limbeck's, more than ten seconds of the processor (or two minutes) for one input, more memory than the limit, or a
-process that died; its files are kept under ``--keep``, with the traceback.
+A finding is an exception that is none of limbeck's, more than ten seconds of the processor (or two minutes) for one input, more
+memory than the limit, or a process that died; its files are kept under ``--keep``, with the traceback.
 """
 
 from __future__ import annotations
