@@ -1,7 +1,8 @@
 """How much a file may become when it is read: a small one never fills the machine, whoever made it.
 
-A JSON value takes up to 40 times its text in memory. Files that are compressed or may repeat a value without end are
-counted before and while they are read: what they hold may be a fixed multiple of their size.
+A JSON value takes up to 40 times its text in memory, a short line that is a record of its own up to 200 times. Files that are
+compressed or may repeat a value without end are counted before and while they are read, as what their rows take once they are
+Python's: that may be a fixed multiple of their size.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ import pyarrow.parquet as pq
 from limbeck.bounds import Budget, in_child
 
 VALUE_BYTES = 16  # of a value where the file says how many there are and not how large
+ROW_BYTES, OBJECT_BYTES = (
+    4096,
+    64,
+)  # of a row, and of a value in it, once they are Python's: measured with records of problems
 BATCH_ROWS = 4096
 DAMAGES = (pa.ArrowException, OSError, ValueError, OverflowError, KeyError, MemoryError)
 """What reading a damaged file, or turning its rows into Python's values, may raise beside our own errors."""
@@ -46,6 +50,27 @@ def parquet_batches(
         size = min(max(rows, 1), BATCH_ROWS)
         for batch in file.iter_batches(batch_size=size, columns=list(columns) if columns else None):
             yield checked(batch, budget)
+
+
+def python_rows(batches: Iterable[pa.RecordBatch], budget: Budget) -> Iterator[dict[str, Any]]:
+    """The rows of batches as Python's values, which take many times what they take in a file.
+
+    Raises:
+        DataError: the budget is spent.
+    """
+    for batch in batches:
+        budget.spend(ROW_BYTES * len(batch) + OBJECT_BYTES * sum(map(_num_values, batch.columns)))
+        yield from batch.to_pylist()
+
+
+def _num_values(column: pa.Array) -> int:
+    """A column's rows and what is nested in them."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return len(column) + sum(map(_num_values, column.flatten()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return len(column) + _num_values(column.flatten())
+    return len(column)
 
 
 def read_parquet(path: Path, schema: pa.Schema, chosen: pc.Expression | None = None) -> pa.Table:

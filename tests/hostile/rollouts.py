@@ -280,6 +280,12 @@ PROBLEMS = [
         "nesting too deep to read",
     ),
     Case(
+        "half a million short rows in kilobytes",
+        "eval --problems",
+        table("problems.parquet", {"prompt": ["1"] * 500_000, "answer": ["2"] * 500_000}),
+        "MiB of records, received more",
+    ),
+    Case(
         "a field's name of 10,000 characters",
         "eval --problems",
         file("problems.jsonl", json.dumps({"x" * 10_000: "1", "answer": "2"})),

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from limbeck.bounds import Budget, parse_json
 from limbeck.errors import DataError, nearest
 from limbeck.folders import file_digest, read_json
-from limbeck.parquet import DAMAGES, checked, parquet_batches
+from limbeck.parquet import DAMAGES, checked, parquet_batches, python_rows
 from limbeck.storage import local
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -205,7 +205,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         pq.read_schema(path)
     except DAMAGES as error:
         raise DataError(f"{path} must be a Parquet file, received {error}. Get the file again.") from error
-    yield from _batch_rows(path, parquet_batches(path))
+    budget = Budget(path)
+    yield from _batch_rows(path, parquet_batches(path, budget=budget), budget)
 
 
 def _arrow_rows(path: Path) -> Iterator[Row]:
@@ -220,18 +221,17 @@ def _arrow_rows(path: Path) -> Iterator[Row]:
                 continue
             if isinstance(batches, pa.ipc.RecordBatchFileReader):
                 batches = (batches.get_batch(index) for index in range(batches.num_record_batches))
-            yield from _batch_rows(path, (checked(batch, budget) for batch in batches))
+            yield from _batch_rows(path, (checked(batch, budget) for batch in batches), budget)
             return
     raise DataError(f"{path} must be an Arrow file, received another. Get the file again.")
 
 
-def _batch_rows(path: Path, batches: Any) -> Iterator[Row]:
+def _batch_rows(path: Path, batches: Any, budget: Budget) -> Iterator[Row]:
     number = 0
     try:
-        for batch in batches:
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(f"{path}, row {number}", number, values)
+        for values in python_rows(batches, budget):
+            number += 1
+            yield Row(f"{path}, row {number}", number, values)
     except DataError:
         raise
     except DAMAGES as error:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from limbeck.bounds import parse_json
 from limbeck.errors import DataError
 from limbeck.evals.exchange.rows import MAX_RECORD, budget_of
-from limbeck.parquet import DAMAGES, parquet_batches
+from limbeck.parquet import DAMAGES, parquet_batches, python_rows
 
 ZSTD = 93  # not in Python's zipfile before 3.14; pyarrow brings a decoder
 LOCAL_HEADER = 30
@@ -69,12 +69,10 @@ def json_document(path: Path) -> dict[str, Any]:
 
 def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row of a Parquet file stands, and the row."""
-    number = 0
+    budget = budget_of(path)
     try:
-        for batch in parquet_batches(path, columns, budget=budget_of(path)):
-            for row in batch.to_pylist():
-                yield f"{path} row {number}", row
-                number += 1
+        for number, row in enumerate(python_rows(parquet_batches(path, columns, budget=budget), budget)):
+            yield f"{path} row {number}", row
     except DataError:
         raise
     except DAMAGES as error:

@@ -19,14 +19,14 @@ from limbeck.problems.extract import extract
 from limbeck.problems.grading import grade_all, grader_id
 from limbeck.types import Finish, Outcome, Score, ScoreTable
 
-MAX_BYTES = 2 << 30  # of one log, after decompression
+MAX_BYTES = 8 << 30  # of one log in memory
 Regrade = Literal["", "strict", "last_number"]  # take the log's grades, or judge the responses again, and how
 MAX_COUNT = 1 << 24  # a sample's number, tokens of a response
 MAX_RECORD = 64 << 20  # of one line, archive member or JSON document
 
 
 def budget_of(path: Path) -> Budget:
-    """What a log may hold: as much as any file, and never more than 2 GiB."""
+    """What a log may hold: as much as any file, and never more than 8 GiB."""
     way_out = "Split the log by task, or log without model calls and events."
     return Budget(path, min(MAX_BYTES, allowed(path)), way_out)
 
