@@ -33,7 +33,8 @@ class Share(NamedTuple):
         df: degrees of freedom.
         share: of the sum of squares in these runs (eta squared), in [0, 1]; all terms add up to 1.
         chance: mean of that share when the cells' names are permuted within each seed; NaN for seed and error.
-        unbiased: the share less what the error alone would put there (omega squared), which may be below 0.
+        unbiased: the same of other seeds: what the error alone would put there is taken out (omega squared), so that it may be
+            below 0; of seeds and error their own components. All terms add up to 1.
         low: of ``unbiased``, by leaving out one seed at a time; NaN with fewer than 3 seeds.
         high: likewise.
         p: of no effect, by the same permutations; NaN for seed and error.
@@ -60,7 +61,8 @@ def split(
 ) -> list[Share]:
     """Every factor's and interaction's share of the variance, that of the seeds, and that of the error.
 
-    share = SS / total,   unbiased = (SS - df MS) / (total + MS),   MS = SS(error) / df(error)
+    share = SS / total,   unbiased = part / sum of parts,   MS = SS(error) / df(error)
+    part  = SS - df MS of a factor or interaction,  (1 + 1 / df) (SS - df MS) of the seeds,  runs MS of the error
 
     The interval is Student's at seeds - 1 degrees of freedom over the pseudo-values of a delete-one-seed jackknife: it
     speaks of other seeds of these very cells. p counts permutations of the cells' names within each seed whose
@@ -83,7 +85,8 @@ def split(
         DataError: a factor of one level, fewer than two seeds, or a cell that is not there once at every seed.
 
     Source: sums of squares from inner products: McArdle and Anderson 2001, Ecology 82, 290-297; omega squared: Olejnik
-    and Algina 2003, Psychological Methods 8, 434-447 (eq. 3 with seeds as blocks). Differs from source: none known.
+    and Algina 2003, Psychological Methods 8, 434-447. Differs from source: seeds are random, so that their component counts in
+    full where n seeds show (n - 1) / n of it.
 
     >>> y = np.array([0.0, 0.1, 1.0, 1.1])    # the factor decides, the seed adds a tenth
     >>> [(s.term, round(s.share, 2)) for s in split(np.outer(y, y), {"a": ["x", "x", "y", "y"]}, [0, 1, 0, 1])]
@@ -147,9 +150,12 @@ def _squares(projectors: Mapping[str, Square], inner: Square) -> np.ndarray:
 
 
 def _unbiased(squares: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """Components of the variance, as shares of their sum: of fixed factors, random seeds, and the error."""
     error = squares[-1] / degrees[-1]
-    total = squares.sum() + error
-    return (squares - degrees * error) / total if total > 0 else np.full_like(squares, np.nan)
+    own = squares - degrees * error
+    own[-2] *= 1 + 1 / degrees[-2]
+    own[-1] = (degrees.sum() + 1) * error
+    return own / own.sum() if own.sum() > 0 else np.full_like(squares, np.nan)
 
 
 def _half_widths(inner: Square, levels: Mapping[str, Sequence[str]], seeds: np.ndarray, level: float) -> np.ndarray:

@@ -55,15 +55,16 @@ def test_numbers_split_as_in_statsmodels():
     found = {share.term: share for share in split(np.outer(y, y), levels, seeds, draws=19)}
     error = table.loc["Residual", "mean_sq"]
     total = table["sum_sq"].sum()
+    parts = table["sum_sq"] - table["df"] * error
+    parts["C(s)"] *= 3 / 2  # three seeds show two thirds of what they vary
+    parts["Residual"] = len(seeds) * error
     for term, row in table.iterrows():
         name = {"C(s)": "seed", "Residual": "cell x seed"}.get(
             term, term.replace("C(", "").replace(")", "").replace(":", " x ")
         )
         assert found[name].df == row["df"]
         assert found[name].share == pytest.approx(row["sum_sq"] / total, rel=1e-9)
-        assert found[name].unbiased == pytest.approx(
-            (row["sum_sq"] - row["df"] * error) / (total + error), rel=1e-9, abs=1e-12
-        )
+        assert found[name].unbiased == pytest.approx(parts[term] / parts.sum(), rel=1e-9, abs=1e-12)
 
 
 def test_a_planted_cause_is_found_and_only_it():
@@ -75,10 +76,22 @@ def test_a_planted_cause_is_found_and_only_it():
     assert found["loss"].low < truth < found["loss"].high
     assert found["loss"].p == 1 / 500
     assert all(share.p > 0.01 for term, share in found.items() if term not in ("loss", "seed", "cell x seed"))
-    assert found["loss"].chance == pytest.approx(
-        2 / 55, abs=0.02
-    )  # its degrees of freedom among those of cells within seeds
+    assert found["loss"].chance == pytest.approx(2 / 55, abs=0.02)  # its degrees of freedom among those within seeds
     assert math.isnan(found["seed"].p)
+
+
+def test_intervals_hold_the_share_that_infinitely_many_seeds_have():
+    levels, seeds = design({"loss": ["a", "b"], "optimizer": ["x", "y"]}, num=5)
+    rng = np.random.default_rng(4)
+    effect = np.array([[1.0, 0, 0] if loss == "a" else [-1.0, 0, 0] for loss in levels["loss"]])
+    truth = 1 / (1 + 3 * 0.25 + 3 * 0.09)
+    found = []
+    for _ in range(150):
+        shared = rng.normal(0, 0.3, (5, 3))[seeds]
+        values = effect + shared + rng.normal(0, 0.5, effect.shape)
+        found.append(split(values @ values.T, levels, seeds, draws=1)[0])
+    assert np.mean([share.unbiased for share in found]) == pytest.approx(truth, abs=0.02)
+    assert 0.88 <= np.mean([share.low <= truth <= share.high for share in found]) <= 1
 
 
 def test_labels_without_meaning_are_called_as_often_as_the_level_says():
