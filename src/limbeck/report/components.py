@@ -21,7 +21,7 @@ def table(view: View) -> Table | None:
         samples, seeds = (number(arm["disagreement"][key]) for key in ("samples", "seeds"))
         problems = value * (1 - value) / spread**2 if spread > 0 else float("nan")
         rows.append([
-            Cell(labels.get(arm["name"], arm["name"]), arm["name"]), Cell(str(arm["seeds"]), arm["seeds"]),
+            Cell(str(labels.get(arm["name"], arm["name"])), arm["name"]), Cell(str(arm["seeds"]), arm["seeds"]),
             Cell(percent(value), value), Cell(fixed(100 * spread, 2), spread), Cell(percent(samples), samples),
             Cell(percent(seeds), seeds), Cell(compact(round(problems)) if problems == problems else "", problems),
         ])  # fmt: skip

@@ -12,7 +12,7 @@ def named(view: View) -> list[Pair]:
     """Pairs that the study names under ``primary`` and has tested, first minus second, Holm's p over these alone."""
     given = (view.results.study.get("config") or {}).get("primary") or []
     leads = {run.arm: run.id for run in view.leads}
-    found = [view.over_seeds(a, b) or view.pair(leads.get(a, a), leads.get(b, b)) for a, b in given]
+    found = [view.over_seeds(a, b) or view.pair(str(leads.get(a, a)), str(leads.get(b, b))) for a, b in given]
     tested = [pair for pair in found if pair is not None]
     return [pair._replace(p_holm=p) for pair, p in zip(tested, holm([pair.p for pair in tested]), strict=True)]
 

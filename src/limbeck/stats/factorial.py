@@ -163,7 +163,7 @@ def _half_widths(inner: Square, levels: Mapping[str, Sequence[str]], seeds: np.n
     blocks = np.unique(seeds)
     found = []
     for block in blocks if len(blocks) > 2 else ():
-        kept = np.flatnonzero(seeds != block)
+        kept = np.flatnonzero(seeds != block).tolist()
         fewer = {name: [given[i] for i in kept] for name, given in levels.items()}
         projectors = _projectors(fewer, seeds[kept])
         degrees = np.array([round(float(np.trace(p))) for p in projectors.values()])
