@@ -152,7 +152,7 @@ def foretold(view: View) -> Table | None:
                 continue
             mean = mean_of_runs(orders)
             cells = [Cell(text, text) for text in (kind, told, becomes)]
-            span = bounds(mean.low, mean.high, 2) if len(orders) > 1 else ""
+            span = bounds(max(mean.low, -1.0), min(mean.high, 1.0), 2) if len(orders) > 1 else ""
             rows.append([
                 *cells, Cell(str(len(alike)), len(alike)), Cell(str(len(orders)), len(orders)),
                 Cell(fixed(mean.value), mean.value, note=span),
