@@ -130,3 +130,25 @@ def crossed(a: list[list[float]], b: list[list[float]] | None) -> tuple[float, f
     share = of_seeds / (of_problems + of_seeds)
     inverse = (1 - share) / (n - 1) + share * uncertain / of_seeds**2
     return value, of_problems + of_seeds, 1 / inverse
+
+
+def factorial_squares(
+    values: list[list[float]], levels: dict[str, list[str]], seeds: list[int]
+) -> tuple[dict[str, float], float]:
+    """Sums of squares of every term over all coordinates, effect by effect, and the total about the mean."""
+    y = np.array(values, dtype=float)
+    keys = {**levels, "seed": seeds}
+
+    def fitted(names: tuple[str, ...]) -> np.ndarray:
+        rows = list(zip(*(keys[name] for name in names), strict=True)) if names else [()] * len(y)
+        return np.array([y[[i for i, other in enumerate(rows) if other == row]].mean(0) for row in rows])
+
+    effects: dict[tuple[str, ...], np.ndarray] = {(): fitted(())}
+    for size in range(1, len(levels) + 1):
+        for names in itertools.combinations(levels, size):
+            below = [effects[part] for few in range(size) for part in itertools.combinations(names, few)]
+            effects[names] = fitted(names) - sum(below)
+    effects[("seed",)] = fitted(("seed",)) - effects[()]
+    left = y - sum(effects.values())
+    squares = {" x ".join(names): float((effect**2).sum()) for names, effect in effects.items() if names}
+    return {**squares, "cell x seed": float((left**2).sum())}, float(((y - y.mean(0)) ** 2).sum())

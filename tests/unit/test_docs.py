@@ -118,6 +118,20 @@ def test_the_tutorial_shows_the_study_that_it_runs():
     assert block(PAGES["docs/tutorial.md"], "toml") == example
 
 
+STUDIES = [
+    (page, text)
+    for page in PAGES
+    if page.startswith("docs/results/")
+    for text in re.findall(r"```toml\n(.*?)```", PAGES[page], re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("page", "text"), STUDIES, ids=lambda text: text[:40])
+def test_studies_that_results_pages_propose_are_studies(page, text, tmp_path):
+    (tmp_path / "study.toml").write_text(text)
+    assert load_study(str(tmp_path / "study.toml")).arms
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", FENCE.sub("", PAGES[page])):

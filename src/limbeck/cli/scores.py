@@ -182,14 +182,16 @@ def compare(
 
 @app.command()
 def power(
-    accuracy: Annotated[float, typer.Option(min=0, max=1, help="Of the worse arm, a fraction.")],
+    accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of the worse arm, a fraction; needed without a pilot.")
+    ] = None,
     difference: Annotated[float | None, typer.Option(help="To be called, a fraction: 0.02 is 2 points.")] = None,
     items: Annotated[int | None, typer.Option(min=2, help="Problems at hand.")] = None,
     discordance: Annotated[
         float | None, typer.Option(help="Share of problems that exactly one arm solves; unrelated answers by default.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Answers a problem.")] = 1,
-    seeds: Annotated[int, typer.Option(min=1, help="Training runs an arm.")] = 1,
+    samples: Annotated[int | None, typer.Option(min=1, help="Answers a problem; the pilot's, or 1.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Training runs an arm; the pilot's, or 1.")] = None,
     sample_disagreement: Annotated[
         float | None, typer.Option(help="Share of problems on which two samples of a run differ.")
     ] = None,
@@ -202,17 +204,36 @@ def power(
     target: Annotated[float, typer.Option("--power", min=0.01, max=0.999, help="Chance of calling it.")] = 0.8,
     alpha: Annotated[float, typer.Option(min=1e-6, max=0.999999, help="Family-wise level.")] = 0.05,
     comparisons: Annotated[int, typer.Option(min=1, help="Pairs in the family, for Holm's first step.")] = 1,
+    pilot: Annotated[
+        Path | None, typer.Option(help="A finished study or comparison that says what the options above do not.")
+    ] = None,
+    pair: Annotated[str, typer.Option(help="Two arms of the pilot: A,B.")] = "",
 ) -> None:
     """How many problems, samples and seeds a difference needs; with --items, which difference they can call."""
+    from limbeck.errors import ConfigError
+    from limbeck.folders import read_json
     from limbeck.progress import bar
     from limbeck.report.terminal import power_table
-    from limbeck.stats.planning import Design, neighbors, plan
+    from limbeck.stats.planning import Design, from_pilot, neighbors, plan
 
-    design = Design(
-        accuracy=accuracy, discordance=discordance, samples=samples, seeds=seeds,
-        sample_disagreement=sample_disagreement, seed_disagreement=seed_disagreement, seed_sd=seed_sd,
-        alpha=alpha, comparisons=comparisons,
-    )  # fmt: skip
+    told = {
+        "accuracy": accuracy, "discordance": discordance, "samples": samples, "seeds": seeds,
+        "sample_disagreement": sample_disagreement, "seed_disagreement": seed_disagreement, "seed_sd": seed_sd,
+    }  # fmt: skip
+    given = {name: value for name, value in told.items() if value is not None}
+    if pilot:
+        places = [pilot / part / "comparison.json" for part in ("results", ".")]
+        found = next((place for place in places if place.is_file()), None)
+        ends = pair.split(",")
+        if found is None or len(ends) != 2:
+            raise ConfigError(
+                f"a pilot is the folder of a study or comparison, with --pair A,B, received {pilot} and {pair!r}. Name two arms."
+            )
+        given = from_pilot(read_json(found), *ends) | given
+        given |= {"seed_sd": None} if given["seeds"] == 1 else {}
+    if "accuracy" not in given:
+        raise ConfigError("power needs --accuracy, or a --pilot that says it, received neither.")
+    design = Design(**given, alpha=alpha, comparisons=comparisons)
     with bar("power", len(neighbors(design))) as advance:
         planned = plan(design, difference=difference, n=items, target=target, advance=advance)
     typer.echo(power_table(planned))

@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.errors import DegenerateError
 from limbeck.geometry.spectrum import Frames, factor
-from limbeck.types import LowRank, Measured
+from limbeck.types import Delta, LowRank, Measured
 
 _CANCELS = 1e-6  # below this share of the energy, |x|^2 - <x,y>^2/|y|^2 has lost too many digits
 
@@ -105,6 +106,36 @@ def cosine(contacts: Sequence[Contact]) -> Measured:
     if scale == 0:
         return Measured(math.nan, "zero_norm")
     return Measured(max(-1.0, min(1.0, sum(c.inner for c in contacts) / scale)))
+
+
+def inner_products(deltas: Sequence[Delta]) -> Float[np.ndarray, "arms arms"]:
+    """<X, Y> of whole updates, all matrices together, for every pair of many arms: what :class:`Contact` says of two, at once.
+
+    sum over modules of tr((L_x^T L_y) (R_y R_x^T)), in fp64, from one product of all arms' factors a side and module; the
+    diagonal is the squared Frobenius norm. Ranks may differ.
+
+    >>> x = LowRank(torch.tensor([[1.0], [0.0]]), torch.tensor([[3.0, 0.0]]))
+    >>> y = LowRank(torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0, 0.0]]))
+    >>> inner_products([Delta(name=n, base="", init_digest="", modules={"m": f}) for n, f in (("x", x), ("y", y))])
+    array([[9., 3.],
+           [3., 2.]])
+    """
+    total = torch.zeros(len(deltas), len(deltas), dtype=torch.float64)
+    for name in deltas[0].modules:
+        factors = [delta.modules[name] for delta in deltas]
+        left = torch.cat([f.left.double() for f in factors], dim=1)
+        right = torch.cat([f.right.double() for f in factors])
+        ranks = torch.tensor([len(f.right) for f in factors])
+        owner = torch.eye(len(deltas), dtype=torch.float64).repeat_interleave(ranks, dim=0)
+        total += owner.T @ ((left.T @ left) * (right @ right.T)) @ owner
+    return total.numpy()
+
+
+def cosines(inner: Float[np.ndarray, "arms arms"]) -> Float[np.ndarray, "arms arms"]:
+    """Cosines from inner products; NaN beside an update of zero."""
+    norms = np.sqrt(np.diag(inner))
+    norms = np.where(norms > 0, norms, np.nan)
+    return inner / np.outer(norms, norms)
 
 
 def orthogonal_fraction(contacts: Sequence[Contact], *, pooled: bool) -> Measured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Results:
     live: dict[str, Any]
     frontier: dict[str, Any]
     missing: tuple[str, ...]
+    factorial: dict[str, Any] = field(default_factory=dict)
 
 
 def load(folder: Path | str) -> Results:
@@ -79,6 +80,7 @@ def load(folder: Path | str) -> Results:
         provenance=_mapping(folder / "provenance.json"),
         live=_mapping(folder / "live.json"),
         frontier=_mapping(folder / "frontier.json"),
+        factorial=_mapping(folder / "factorial.json"),
         missing=missing,
     )
 

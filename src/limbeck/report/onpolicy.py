@@ -203,7 +203,11 @@ def key_of(run: Run) -> str:
 
 def named(view: View) -> dict[str, Run]:
     """Lead live runs by published name."""
-    return {key_of(run): run for run in live_runs(view) if run.lead and key_of(run) in printed()["rows"]}
+    found: dict[str, Run] = {}
+    for run in live_runs(view):
+        if run.lead and key_of(run) in printed()["rows"]:
+            found.setdefault(key_of(run), run)  # an arm that goes on from another comes after the plain one
+    return found
 
 
 def claims(view: View) -> list[Claim]:

@@ -24,6 +24,7 @@ from limbeck.report import (
     accuracies,
     answer,
     beside,
+    components,
     contrasts,
     controls,
     dense,
@@ -33,8 +34,11 @@ from limbeck.report import (
     inside,
     locking,
     matrix,
+    merges,
     modules,
     onpolicy,
+    primary,
+    shares,
     signals,
     tables,
     weights,
@@ -88,8 +92,8 @@ def compose(view: View) -> list[Section]:
     live = [_live(view)] if onpolicy.live_runs(view) else []
     kl = [_frontier(view)] if view.results.frontier else []
     return [
-        _accuracy(view), _pairs(view), *kl, *live, *_whole(Whole(view)), _direction(view), _subspaces(view), _size(view),
-        _paths(view), _states(view), _training(view), _samples(view), _published(view), _provenance(view),
+        _accuracy(view), _pairs(view), *_made(view), *kl, *live, *_whole(Whole(view)), _direction(view), _subspaces(view),
+        _size(view), _paths(view), _states(view), _training(view), _samples(view), _published(view), _provenance(view),
     ]  # fmt: skip
 
 
@@ -104,8 +108,22 @@ def _accuracy(view: View) -> Section:
 
 
 def _pairs(view: View) -> Section:
-    parts = [accuracies.pairs_over_seeds(view), matrix.matrix(view)] if view.results.comparison.get("pairs") else []
+    parts = (
+        [primary.table(view), accuracies.pairs_over_seeds(view), matrix.matrix(view), components.table(view)]
+        if view.results.comparison.get("pairs")
+        else []
+    )
     return _section("pairs", "Paired tests", parts, "No pair of arms was compared, so there is no paired test to show.")
+
+
+def _made(view: View) -> list[Section]:
+    """Arms that are made of a table of factors, or of other arms."""
+    given = [
+        ("factorial", "Which factor decides", [shares.figure(view), shares.table(view)]),
+        ("merges", "Sums of other arms", [merges.table(view), merges.foretold(view)]),
+    ]
+    sections = [_section(name, title, parts, "") for name, title, parts in given]
+    return [section for section in sections if section.parts]
 
 
 def _frontier(view: View) -> Section:

@@ -8,7 +8,7 @@ a run (:func:`limbeck.stats.seeds.disagreement` measures both on a pilot).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -65,6 +65,43 @@ class Design:
             return self.discordance
         better = self.accuracy + difference
         return better * (1 - self.accuracy) + self.accuracy * (1 - better)
+
+
+def from_pilot(comparison: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
+    """What a finished comparison of two arms says of a design: keywords of :class:`Design`.
+
+    Accuracy is that of the worse arm, disagreements are means over both arms and ``seed_sd`` is their root mean square, where
+    either is known; what one seed or one sample cannot tell is None. Samples and seeds are those of the arm with more.
+
+    Args:
+        comparison: what :func:`limbeck.stats.compare.compare` returned; over seeds, where a study has that beside it.
+        a: an arm.
+        b: another.
+
+    Raises:
+        ConfigError: the pair was not compared.
+    """
+    found = comparison.get("over_seeds") or comparison
+    pair = next((pair for pair in found["pairs"] if {pair["a"], pair["b"]} == {a, b}), None)
+    if pair is None:
+        names = ", ".join(sorted({pair[side] for pair in found["pairs"] for side in "ab"}))
+        raise ConfigError(f"a pilot must have compared the pair, received {a} and {b}. It compared pairs of {names}.")
+    arms = [arm for arm in found["arms"] if arm["name"] in (a, b)]
+    spreads = [arm["seed_sd"] for arm in arms if arm["seed_sd"] is not None]
+    return {
+        "accuracy": min(arm["value"] for arm in arms),
+        "discordance": pair["discordance"],
+        "samples": max(arm["samples"] for arm in arms),
+        "seeds": max(arm["seeds"] for arm in arms),
+        "sample_disagreement": _mean_known(arm["disagreement"]["samples"] for arm in arms),
+        "seed_disagreement": _mean_known(arm["disagreement"]["seeds"] for arm in arms),
+        "seed_sd": math.sqrt(sum(sd**2 for sd in spreads) / len(spreads)) if spreads else None,
+    }
+
+
+def _mean_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 class Parts(NamedTuple):
@@ -268,7 +305,8 @@ def _crossed_power(components: Parts, design: Design, difference: float, n: int)
     of_problems = components.problem / n * rng.chisquare(n - 1, DRAWS) / (n - 1)
     of_problems, of_seeds = np.maximum(of_problems - residuals.sum(0), 0.0), seen.sum(0)
     variance = of_problems + of_seeds
-    df = variance / (of_problems / (n - 1) + (seen**2).sum(0) / (num - 1) / of_seeds)
+    squares = (seen**2).sum(0) / (num - 1)  # seeds that never differ have none, and add nothing
+    df = variance / (of_problems / (n - 1) + np.divide(squares, of_seeds, out=np.zeros(DRAWS), where=of_seeds > 0))
     error = math.sqrt(components.problem / n + 2 * components.seeds)
     found = difference + error * rng.standard_normal(DRAWS)
     return float(np.mean(found >= stdtrit(df, 1 - design.level / 2) * np.sqrt(variance)))

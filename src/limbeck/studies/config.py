@@ -15,18 +15,22 @@ from limbeck.batches.signal import SignalConfig
 from limbeck.config import FRAMES_OF_NONE, Config, LiveConfig, SubspaceConfig, TrainConfig, load, override, parse
 from limbeck.errors import ConfigError, nearest
 from limbeck.storage import fetch
+from limbeck.studies.grid import expanded
 from limbeck.studies.sections import (
     EvalConfig,
     GeometryConfig,
     KLConfig,
+    MergeConfig,
     PathsConfig,
     ProblemsConfig,
     ResourcesConfig,
     RolloutsConfig,
+    Scalar,
 )
 
 PACKAGED = Path(__file__).parent
 WRITERS = ("teacher", "student")  # of rollouts, beside arms
+OF_A_MERGE = ("name", "label", "role", "note", "seeds", "merge")  # what an arm that is not trained may say
 # who writes rollouts; where an arm says it, what of the study's does not apply to it
 SOURCES = {"path": {"server"}, "by": {"path", "server"}, "server": {"path", "by"}}
 
@@ -78,6 +82,8 @@ class ArmConfig(Config):
     subspace: SubspaceConfig | None = None
     """Keep the update inside a subspace; `of` names an arm at the same seed (`arm` or `arm@step`), whose update is counted from
     what that arm started from, or is `base` or `random`. Off by default."""
+    merge: MergeConfig | None = None
+    """Makes this arm a sum of other arms' adapters, asked like any other and trained by nobody. Off by default."""
     tune: dict[str, tuple[float, ...]] = Field(default_factory=dict, max_length=1)
     """One of the objective's knobs and its grid: each value is trained at the first seed, and the one whose run answers
     most of the [tuning] problems is taken at every seed. Off by default."""
@@ -104,6 +110,9 @@ class StudyConfig(Config):
     """What a step takes of a Ray cluster; nothing else reads it."""
     reference_arm: str = ""
     """The arm that others are compared with in sentences; the first by default."""
+    primary: tuple[tuple[str, str], ...] = ()
+    """Comparisons named before the run: the report shows these pairs of arms (or `base`) first and corrects them for their own
+    number alone. None by default."""
     rollouts: RolloutsConfig = RolloutsConfig()
     """What the arms learn from, unless they say otherwise."""
     train: TrainConfig = TrainConfig()
@@ -112,8 +121,16 @@ class StudyConfig(Config):
     """What live arms share, as in a run's [live]; the teacher is the study's."""
     tuning: ProblemsConfig = ProblemsConfig(split="validation", num=500)
     """What an arm's knob is chosen on; never the evaluation's problems."""
-    arms: tuple[ArmConfig, ...] = Field(min_length=1)
-    """What is compared; a run for each arm and seed."""
+    arms: tuple[ArmConfig, ...] = Field(default=(), min_length=1)
+    """What is compared; a run for each arm and seed. Needed where there is no `factorial`."""
+    factorial: dict[str, tuple[Scalar, ...] | dict[str, dict[str, Any]]] = Field(default_factory=dict)
+    """Factors, whose every combination becomes an arm: `schedule = ["cosine", "constant"]` lists values of a key of [train], and
+    `optimizer = { adamw = { optimizer = "adamw", learning_rate = 1e-3 } }` names levels by what they override. Arms are called
+    after their levels, in order, joined by hyphens; the report splits the variance of direction, rank and accuracy among the
+    factors. Off by default."""
+    reach_norm: float | None = Field(default=None, gt=0)
+    """Every arm's peak rate is set so that its whole run, schedule included, ends at about this Frobenius norm of the update: two
+    trial runs at its first seed, each at the rate that the length of the last asks for. Off by default."""
     eval: EvalConfig = EvalConfig()
     """What every result is asked."""
     geometry: GeometryConfig = GeometryConfig()
@@ -141,6 +158,8 @@ class StudyConfig(Config):
             values["lora"] = {**self.train.lora.model_dump(), **arm.train["lora"]}
         if arm.subspace:
             values["subspace"] = arm.subspace.model_dump()
+        if arm.merge:
+            values |= {"keep": (), "trajectory": 0}  # nothing on the way
         return parse(TrainConfig, values, where=f"arms.{arm.name}.train")
 
     def sampling(self, arm: ArmConfig) -> RolloutsConfig:
@@ -178,7 +197,7 @@ def load_study(name: str, settings: tuple[str, ...] = ()) -> StudyConfig:
         raise ConfigError(f'there is no packaged study "{name}" and no file of that name. {nearest(name, packaged())}')
     values = override(load(path), settings)
     values = _anchored(values, Path() if name in packaged() else path.resolve().parent)
-    config = parse(StudyConfig, values, where="study")
+    config = parse(StudyConfig, expanded(values), where="study")
     _check(config)
     return config
 
@@ -208,6 +227,7 @@ def arms_read(config: StudyConfig, arm: ArmConfig) -> list[tuple[str, str]]:
         (f"arms.{arm.name}.subspace.of", subspace_arm(arm)),
         (f"arms.{arm.name}.match_norm", arm.match_norm),
         (f"arms.{arm.name}.match_items", arm.match_items),
+        *((f"arms.{arm.name}.merge.arms", name) for name in (arm.merge.arms if arm.merge else ())),
         (f"arms.{arm.name}.rollouts.by", writer if writer not in WRITERS else None),
     ]
     if arm.signal:
@@ -278,6 +298,31 @@ def _check_source(config: StudyConfig, given: RolloutsConfig, where: str) -> Non
         )
 
 
+def _check_merge(config: StudyConfig, arm: ArmConfig) -> None:
+    """Refuse a merge that is also trained, and one of what is no adapter on the student."""
+    if arm.merge is None:
+        return
+    told = {key: field.get_default(call_default_factory=True) for key, field in ArmConfig.model_fields.items()}
+    own = [key for key in told if key not in OF_A_MERGE and getattr(arm, key) != told[key]]
+    if own:
+        raise ConfigError(
+            f"arms.{arm.name} is a merge of other arms and is not trained, received {own[0]} beside merge. Leave one out."
+        )
+    if len(arm.merge.factors) != len(arm.merge.arms):
+        raise ConfigError(
+            f"arms.{arm.name}.merge.weights must be sum, mean or one number an arm, received {len(arm.merge.factors)} numbers "
+            f"for {len(arm.merge.arms)} arms."
+        )
+    for name in arm.merge.arms:
+        other = config.arm(split_step(name)[0])
+        if other.start or config.training(other, 0).method != "lora":
+            how = "starts from another arm" if other.start else "trains every weight"
+            raise ConfigError(
+                f'arms.{arm.name}.merge takes adapters on the student, which PEFT adds up exactly, received "{name}", which '
+                f'{how}. Train it with method = "lora" and without start.'
+            )
+
+
 def _overlap(one: ProblemsConfig, other: ProblemsConfig) -> bool:
     """Whether two sections name one source; the splits of a world have nothing in common, whatever their seeds."""
     if one.path or other.path:
@@ -287,12 +332,15 @@ def _overlap(one: ProblemsConfig, other: ProblemsConfig) -> bool:
 
 def _check(config: StudyConfig) -> None:
     names = [arm.name for arm in config.arms]
+    if not names:
+        raise ConfigError("a study needs arms, or a factorial that makes them, received neither. Add [[arms]].")
     if len(set(names)) != len(names) or {"base", "teacher"} & set(names):
         raise ConfigError(
             f'arms need names of their own, and "base" and "teacher" are taken, received {", ".join(names)}.'
         )
     referred = [(where, split_step(name)[0]) for arm in config.arms for where, name in arms_read(config, arm)]
     referred += [("paths.pairs", end.partition("@")[0]) for pair in config.paths.pairs for end in pair if end != "base"]
+    referred += [("primary", end) for pair in config.primary for end in pair if end != "base"]
     referred += [("kl.pairs", end) for pair in (config.kl.pairs if config.kl else ()) for end in pair]
     referred += [("reference_arm", config.reference_arm)] if config.reference_arm else []
     for where, name in referred:
@@ -326,3 +374,4 @@ def _check(config: StudyConfig) -> None:
         for seed in config.seeds_of(arm):
             config.training(arm, seed)
         _check_chain(config, arm)
+        _check_merge(config, arm)

@@ -21,6 +21,7 @@ SECTIONS = {  # as they are reached in a file
     "ArmConfig": "[[arms]]",
     "ArmSignal": "[arms.signal]",
     "SubspaceConfig": "[arms.subspace]",
+    "MergeConfig": "[arms.merge]",
     "EvalConfig": "[eval]",
     "KLConfig": "[kl]",
     "GeometryConfig": "[geometry]",

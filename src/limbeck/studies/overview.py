@@ -32,6 +32,11 @@ def arms_table(config: StudyConfig) -> str:
     heads = ("arm", "role", "seeds", "objective", "selection", "steps", "rows trained on", "rollouts")
     table = Table(*heads, title="Arms, each run")
     for arm in config.arms:
+        if arm.merge:
+            of = ", ".join(f"{weight:g} {name}" for name, weight in zip(arm.merge.arms, arm.merge.factors, strict=True))
+            seeds = ", ".join(map(str, config.seeds_of(arm)))
+            table.add_row(escape(arm.name), arm.role, seeds, f"merge: {escape(of)}", "", "", "", "")
+            continue
         train, live = config.training(arm, 0), config.living(arm)
         rows = rows_trained(train.model_dump(), live.model_dump() if live else None)
         stages = ", ".join(stage.objective for stage in live.stages) if live else ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from limbeck.errors import ConfigError
 from limbeck.studies.config import StudyConfig, split_step
+from limbeck.studies.factorial import add_factorial
 from limbeck.studies.identity import problems_of
 from limbeck.studies.runs import Runs, run_name
 from limbeck.studies.step import Plan, Step
@@ -37,6 +38,7 @@ def make_plan(config: StudyConfig) -> list[Step]:
     tables |= {run: runs.table(run) for run in final}
     plan.add("compare", "compare", {"alpha": config.eval.alpha, **_seeds_to_compare(config)}, tables, 2)
     runs.add_points()
+    add_factorial(plan, runs, config)
     geometry = {"ks": list(config.geometry.ks), "draws": config.geometry.draws}
     adapters = {run: final[run] for run in _adapters(config)}
     problems = problems_of(config.eval.problems)
@@ -53,8 +55,12 @@ def make_plan(config: StudyConfig) -> list[Step]:
 
 
 def _adapters(config: StudyConfig) -> list[str]:
-    """The runs whose updates are low-rank factors on the student; :mod:`~limbeck.studies.weights` has those of whole weights."""
-    pairs = ((arm, seed) for arm in config.arms for seed in config.measured_seeds(arm) if arm.start is None)
+    """The runs whose updates are low-rank factors on the student; :mod:`~limbeck.studies.weights` has those of whole weights.
+
+    Merges are left out: what they are in weight space follows from their parts.
+    """
+    trained = [arm for arm in config.arms if arm.start is None and arm.merge is None]
+    pairs = ((arm, seed) for arm in trained for seed in config.measured_seeds(arm))
     return [run_name(arm.name, seed) for arm, seed in pairs if config.training(arm, seed).method == "lora"]
 
 

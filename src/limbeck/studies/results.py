@@ -69,6 +69,8 @@ def collect(
         write_json(temporary / "live.json", _live(config, steps, folders))
         if config.kl:
             write_json(temporary / "frontier.json", frontier(config, steps, folders))
+        if "factorial" in folders:
+            write_json(temporary / "factorial.json", read_json(folders["factorial"] / "factorial.json"))
         write_json(temporary / "rollouts.json", _rollouts(config, rollout_set))
         write_json(temporary / "samples.json", _samples(config, folders))
         times = read_seconds(folders["rollouts"].parent)
@@ -99,7 +101,7 @@ def _study(config: StudyConfig) -> dict[str, Any]:
             "label": arm.label or arm.name,
             "role": arm.role,
             "note": arm.note,
-            "objective": config.training(arm, 0).objective,
+            "objective": "merge" if arm.merge else config.training(arm, 0).objective,
         }
         for arm in config.arms
     ]
@@ -117,7 +119,9 @@ def _study(config: StudyConfig) -> dict[str, Any]:
 
 def _arm(folder: Path, run: str, arm: Any, seed: int) -> dict[str, Any]:
     facts = read_manifest(folder, "run")
-    settings = read_json(folder / "config.json")["train"]
+    settings = (
+        read_json(folder / "config.json")["train"] if (folder / "config.json").is_file() else {}
+    )  # a merge has none
     metrics = read_metrics(folder / "metrics.jsonl")
     stated = (
         "objective", "normalizer", "credit", "items", "rows", "right_share", "steps", "epochs", "update_norm",
@@ -131,7 +135,7 @@ def _arm(folder: Path, run: str, arm: Any, seed: int) -> dict[str, Any]:
         "role": arm.role,
         **{name: facts.get(name) for name in stated},
         **{
-            name: settings[name]
+            name: settings.get(name)
             for name in ("init_seed", "selection", "learning_rate", "stop_norm", "knobs", "batch_size", "rewards")
         },
         "final_nll": metrics[-1].get("nll") if metrics else None,

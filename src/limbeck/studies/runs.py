@@ -32,6 +32,7 @@ from limbeck.worlds.named import problems_named
 
 Params = dict[str, Any]
 Inputs = dict[str, str]
+TRIALS = 2  # runs by which a rate is found: lengths then agree within a few percent
 
 
 def run_name(arm: str, seed: int) -> str:
@@ -92,6 +93,9 @@ class Runs:
 
     def _add(self, arm: ArmConfig, seed: int) -> None:
         run = run_name(arm.name, seed)
+        if arm.merge:
+            self.final[run] = self._combined(arm, seed)
+            return
         read: Inputs = {}
         if arm.start:
             read["base"] = self.starts[run] = self.merged(_point(arm.start, seed))
@@ -104,6 +108,7 @@ class Runs:
         for name in _scores_read(self._config, arm):
             read[name] = self.signal(arm, seed) if name == "signal" else self._score(arm, seed, name)
         read |= {"tuned": self._tuning(arm, read)} if arm.tune else {}
+        read |= {"rate": self._rate(arm, read)} if self._config.reach_norm else {}
         for role, other in (("norm_of", arm.match_norm), ("items_of", arm.match_items)):
             read |= {role: self.final[run_name(other, seed)]} if other else {}
         params, cost = self._training(arm, seed), _cost(self._config, arm)
@@ -145,6 +150,17 @@ class Runs:
         point = _point(subspace_arm(arm) or "", seed)
         start = {"subspace_base": self.starts[point.run]} if point.run in self.starts else {}
         return {"subspace": self.final[point.run], **start}
+
+    def _combined(self, arm: ArmConfig, seed: int) -> str:
+        """Adapters of other arms added up, in the place of a run."""
+        assert arm.merge is not None  # the caller has looked
+        points = [_point(name, seed) for name in arm.merge.arms]
+        parts = [
+            {"run": point.run, "at": point.step, "weight": weight}
+            for point, weight in zip(points, arm.merge.factors, strict=True)
+        ]
+        read = {point.run: self.final[point.run] for point in points}
+        return self._plan.add(f"train/{run_name(arm.name, seed)}", "combine", {**self.student, "parts": parts}, read, 2)
 
     def _score(self, arm: ArmConfig, seed: int, name: str) -> str:
         """What a frozen model says of the arm's rollouts: the study's teacher, or what the arm is anchored to."""
@@ -241,7 +257,8 @@ class Runs:
         self._plan.once("kl/base", "kl", {**self.student, **given}, {"base_rollouts": base}, 10)
         for point in self.points():
             params, read = self.at(point)
-            read = {**read, "base_rollouts": base, "rollouts": self._rollouts[point.run]}
+            trained_on = {"rollouts": self._rollouts[point.run]} if point.run in self._rollouts else {}
+            read = {**read, "base_rollouts": base, **trained_on}
             self._plan.once(f"kl/{point.name}", "kl", {**params, **given}, read, 10)
 
     # ----------------------------------------------------------------------------------------------------------- settings
@@ -284,6 +301,18 @@ class Runs:
             asked = {**self.student, "problems": problems, **_decoding(config), "name": tried}
             tables[f"{value:g}"] = self._plan.add(f"tuning/{tried}", "eval", asked, {"run": run, **base}, 12)
         return self._plan.add(name, "tune", {"knob": knob, "grid": list(grid)}, tables, 1)
+
+    def _rate(self, arm: ArmConfig, read: Inputs) -> str:
+        """The peak rate at which the arm's run ends at the study's norm, by trial runs at its first seed."""
+        name, seed = f"rate/{arm.name}", self._config.seeds_of(arm)[0]
+        if name in self._plan.steps:
+            return name
+        params, cost, rate = self._training(arm, seed), _cost(self._config, arm), dict[str, str]()
+        for trial in range(1, TRIALS + 1):
+            run = self._plan.add(f"train/{arm.name}-trial-{trial}", "train", params, {**read, **rate}, cost)
+            found = name if trial == TRIALS else f"{name}-{trial}"
+            rate = {"rate": self._plan.add(found, "rate", {"norm": self._config.reach_norm}, {"run": run}, 1)}
+        return name
 
 
 def _point(name: str, seed: int) -> Point:

@@ -9,6 +9,8 @@ from pydantic import Field
 from limbeck.config import Config
 from limbeck.rollouts.server import Server
 
+Scalar = bool | int | float | str
+
 
 class ProblemsConfig(Config):
     """Where problems come from: a world's generator or a file."""
@@ -83,6 +85,22 @@ class RolloutsConfig(Config):
     """Of the sampling."""
 
 
+class MergeConfig(Config):
+    """Adapters of other arms added up, in place of training: their updates, each times its weight."""
+
+    arms: tuple[str, ...] = Field(min_length=1)
+    """Arms at the same seed, or what they had at a step that they keep: `arm` or `arm@step`."""
+    weights: Literal["sum", "mean"] | tuple[float, ...] = "sum"
+    """Of each update: 1 (`sum`), 1 over their number (`mean`), or one number an arm. One arm with the weight 2 is its own update
+    at twice the length, which is what a sum is to be held against."""
+
+    @property
+    def factors(self) -> list[float]:
+        """One weight an arm."""
+        named = {"sum": 1.0, "mean": 1 / len(self.arms)}
+        return [named[self.weights]] * len(self.arms) if isinstance(self.weights, str) else list(self.weights)
+
+
 class EvalConfig(Config):
     """What every checkpoint answers."""
 
@@ -151,7 +169,7 @@ class KLConfig(Config):
 
 StepKind = Literal[
     "rollouts", "served", "score", "train", "tune", "eval", "compare", "measure", "weights", "trajectory", "path", "cka",
-    "merge", "signal", "kl",
+    "merge", "signal", "kl", "combine", "rate", "factorial",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from limbeck import folders
 from limbeck.batches.distributions import write_hidden
 from limbeck.batches.score import score_rollouts, write_scores
 from limbeck.config import LiveConfig, RunConfig, SubspaceConfig, TrainConfig, parse
+from limbeck.errors import DegenerateError
 from limbeck.evals.checkpoints import opened, scorer_digest
 from limbeck.evals.evaluate import evaluate
 from limbeck.evals.tables import read_table, write_table
@@ -22,7 +23,9 @@ from limbeck.rollouts.server import key_from_environment
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.stats.compare import Arm, compare
 from limbeck.studies.chains import account_kl, kept, merge, read_signal, result, under
+from limbeck.studies.factorial import split_variance
 from limbeck.studies.inputs import read_problems, write_any_rollouts
+from limbeck.studies.merges import combine
 from limbeck.studies.representation import compare_states
 from limbeck.studies.sampling import sample_from_server, sample_rollouts
 from limbeck.studies.sections import ServerConfig
@@ -104,6 +107,9 @@ def train_arm(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
     if "tuned" in inputs:
         tuned = folders.read_json(inputs["tuned"] / "tuning.json")
         settings = settings.model_copy(update={"knobs": {**settings.knobs, tuned["knob"]: tuned["chosen"]}})
+    if "rate" in inputs:
+        rate = folders.read_json(inputs["rate"] / "rate.json")["learning_rate"]
+        settings = settings.model_copy(update={"learning_rate": rate})
     if "subspace" in inputs:
         settings = settings.model_copy(update={"subspace": _directions(settings, params, inputs)})
     live = parse(LiveConfig, params["live"], where="live") if "live" in params else None
@@ -136,6 +142,25 @@ def tune(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
     with folders.publish(out, kind="tuning") as temporary:
         rows = [{"value": value, "accuracy": accuracy} for value, accuracy in found.items()]
         folders.write_json(temporary / "tuning.json", {"knob": params["knob"], "chosen": chosen, "grid": rows})
+
+
+def rate(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
+    """The peak rate that a run asks for which was to end at another length: that of an update is about proportional to it."""
+    used = float(folders.read_json(inputs["run"] / "config.json")["train"]["learning_rate"])
+    reached = float(folders.read_manifest(inputs["run"], "run")["update_norm"])
+    if reached == 0:
+        raise DegenerateError(
+            f"a trial run must move the weights, received an update of zero at a rate of {used:g}. Begin with a larger "
+            "train.learning_rate, or leave reach_norm out."
+        )
+    with folders.publish(out, kind="rate") as temporary:
+        found = {
+            "learning_rate": used * params["norm"] / reached,
+            "tried": used,
+            "reached": reached,
+            "norm": params["norm"],
+        }
+        folders.write_json(temporary / "rate.json", found)
 
 
 def evaluate_checkpoint(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
@@ -196,4 +221,7 @@ KINDS: dict[str, Callable[[Params, Inputs, Path, Tell], None]] = {
     "merge": merge,
     "signal": read_signal,
     "kl": account_kl,
+    "combine": combine,
+    "rate": rate,
+    "factorial": split_variance,
 }

@@ -204,6 +204,10 @@ class Counter:
     def follow(self, step: Step) -> Work:
         return Work(seconds=TRAJECTORY_SECONDS * len(step.inputs), disk=100_000.0 * len(step.inputs))
 
+    def combine(self, step: Step) -> Work:
+        parts = [self._steps[name] for name in step.inputs.values()]
+        return Work(loads=1, disk=sum(self.work(part).disk for part in parts))
+
     def merge(self, step: Step) -> Work:
         return Work(loads=1, disk=4.0 * self._shape.parameters)
 
@@ -230,6 +234,7 @@ COUNTED: dict[str, Callable[[Counter, Step], Work]] = {
     "weights": Counter.weights,
     "trajectory": Counter.follow,
     "merge": Counter.merge,
+    "combine": Counter.combine,
 }
 
 

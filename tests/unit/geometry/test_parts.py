@@ -23,6 +23,20 @@ def frame(dim: int, k: int, seed: int) -> torch.Tensor:
     return torch.linalg.qr(torch.randn(dim, k, generator=generator, dtype=torch.float64)).Q
 
 
+# --- inner products
+
+
+def test_inner_products_of_many_arms_are_those_of_their_matrices():
+    arms = [arm("a", 1), arm("b", 2, rank=5), arm("c", 3, rank=1)]
+    flat = [np.concatenate([update.ravel() for update in dense(one).values()]) for one in arms]
+    found = direction.inner_products(arms)
+    np.testing.assert_allclose(found, np.array(flat) @ np.array(flat).T, rtol=1e-9)
+    pairs = zip(arms[0].modules.values(), arms[1].modules.values(), strict=True)
+    contacts = [direction.contact_of(x, y) for x, y in pairs]
+    assert direction.cosines(found)[0, 1] == pytest.approx(direction.cosine(contacts).value, rel=1e-9)
+    assert np.isnan(direction.cosines(np.zeros((2, 2)))).all()
+
+
 # --- angles
 
 

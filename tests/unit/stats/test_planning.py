@@ -11,7 +11,17 @@ from scipy.stats import norm
 
 from limbeck.errors import ConfigError
 from limbeck.stats import paired, seeds
-from limbeck.stats.planning import Design, callable_at, difference_found, neighbors, parts, plan, power, problems_needed
+from limbeck.stats.planning import (
+    Design,
+    callable_at,
+    difference_found,
+    from_pilot,
+    neighbors,
+    parts,
+    plan,
+    power,
+    problems_needed,
+)
 
 PLAIN = Design(accuracy=0.6, discordance=0.2)
 SAMPLED = Design(accuracy=0.6, discordance=0.3, samples=4, sample_disagreement=0.2)
@@ -132,3 +142,28 @@ def test_a_plan_has_the_neighbors_that_can_be_judged():
         plan(PLAIN, difference=None, n=None)
     with pytest.raises(ConfigError, match="n >= 2"):
         power(PLAIN, 0.05, 1)
+
+
+def test_a_pilot_says_what_a_design_is_of():
+    def arm(name, value, of_samples, of_seeds, sd):
+        told = {"name": name, "value": value, "samples": 2, "seeds": 5, "seed_sd": sd}
+        return {**told, "disagreement": {"samples": of_samples, "seeds": of_seeds}}
+
+    over_seeds = {
+        "arms": [arm("base", 0.3, 0.1, None, None) | {"seeds": 1}, arm("a", 0.5, 0.2, 0.3, 0.03), arm("b", 0.4, 0.1, 0.1, 0.04)],
+        "pairs": [{"a": "base", "b": "a", "discordance": 0.3}, {"a": "a", "b": "b", "discordance": 0.4}],
+    }  # fmt: skip
+    found = from_pilot({"pairs": [], "arms": [], "over_seeds": over_seeds}, "b", "a")
+    assert found == {
+        "accuracy": 0.4, "discordance": 0.4, "samples": 2, "seeds": 5, "sample_disagreement": pytest.approx(0.15),
+        "seed_disagreement": pytest.approx(0.2), "seed_sd": pytest.approx(math.sqrt((0.03**2 + 0.04**2) / 2)),
+    }  # fmt: skip
+    assert 0 < power(Design(**found), 0.1, 500) < 1
+    assert from_pilot(over_seeds, "base", "a")["seed_sd"] == 0.03
+    with pytest.raises(ConfigError, match="received base and b"):
+        from_pilot(over_seeds, "base", "b")
+
+
+def test_seeds_that_never_differ_leave_the_problems():
+    design = Design(accuracy=0.4, discordance=0.3, seeds=2, seed_sd=0.0, seed_disagreement=0.0)
+    assert power(design, 0.1, 400) == pytest.approx(power(replace(design, seeds=1, seed_sd=None), 0.1, 400), abs=0.03)
