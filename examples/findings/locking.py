@@ -1,0 +1,79 @@
+"""Does OPD lock into a subspace, or does any training from that start? Registered in docs/results/locking.md."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from contrast import HELD, NOT, OPEN, Row, corrected, over_problems, over_runs
+from measured import Data
+
+from limbeck.stats.factors import mean_of_runs
+
+EARLY, K, SMALL = 0.2, 8, 0.05
+
+
+def locking(data: Data) -> tuple[list[Row], str]:
+    """Early overlap with the end and final rank beside walks, at one norm; accuracy inside subspaces."""
+    arms = ("opd", "rlvr", "sft", "rlvr-shuffled", "opd-norm", "sft-norm")
+    early = {arm: [_early(data, f"{arm}-s{s}") for s in data.seeds] for arm in arms}
+    ranks = {arm: [_over_walk(data, f"{arm}-s{s}") for s in data.seeds] for arm in arms}
+    rows = []
+    for other in ("rlvr", "sft-norm"):
+        apart = np.subtract([e.excess for e in early["opd-norm"]], [e.excess for e in early[other]])
+        rows.append(
+            over_runs(f"opd-norm less {other}: overlap over the walk's", mean_of_runs(apart.tolist()), "locking")
+        )
+    for other in ("rlvr", "sft-norm"):
+        apart = np.log(np.divide(ranks["opd-norm"], ranks[other]))
+        rows.append(
+            over_runs(
+                f"opd-norm over {other}: stable rank over the walk's, log", mean_of_runs(apart.tolist()), "locking"
+            )
+        )
+    for arm in ("opd", "rlvr", "sft"):
+        for other in ("chance", "free"):
+            a, b = f"{arm}-own", f"{arm}-{other}"
+            rows.append(over_problems(f"{a} less {b}: accuracy", data.grid(a), data.grid(b), "subspace"))
+    for arm, found in early.items():
+        rows.append(over_runs(f"{arm}: overlap over the walk's mean", mean_of_runs([e.excess for e in found])))
+        counts = [sum(e.above_walk for e in found), sum(e.above_order for e in found)]
+        rows.append(
+            Row(f"{arm}: seeds above 95 % of walks {counts[0]}, of orders {counts[1]}", mean_of_runs([]), math.nan)
+        )
+    rows = corrected(rows)
+    if not all(data.matched(twin, "rlvr") for twin in ("opd-norm", "sft-norm")):
+        return rows, OPEN
+    walks = {arm: sum(e.above_walk for e in found) for arm, found in early.items()}
+    locked = {arm: all(e.above_walk and e.above_order for e in found) for arm, found in early.items()}
+    if locked["opd"] and locked["opd-norm"] and rows[0].above and rows[1].above:
+        return rows, HELD
+    alike = rows[0].inside(SMALL) and rows[1].inside(SMALL) and walks["rlvr"] == len(data.seeds)
+    locks = locked["opd"] or locked["opd-norm"]
+    return rows, NOT if alike or not locks else OPEN
+
+
+class Early(NamedTuple):
+    """Overlap with the end a fifth of the way, over the mean of its walks, and whether it passes 95 % of both nulls."""
+
+    excess: float
+    above_walk: bool
+    above_order: bool
+
+
+def _steps(data: Data, run: str) -> list[int]:
+    return sorted({key[7] for key in data.rows if key[5] == run and key[0] == "increment_norm"})
+
+
+def _early(data: Data, run: str) -> Early:
+    steps = _steps(data, run)
+    step = min(steps, key=lambda s: abs(s - EARLY * steps[-1]))
+    where = {"aggregation": "module-mean", "side": "right", "k": K, "step": step}
+    walk, order = (data.number("sim_k", run, "end", null=null, **where) for null in ("N-WALK", "N-EXCH-NORM"))
+    return Early(walk.value - walk.null.mean, walk.value > walk.null.q95, order.value > order.null.q95)
+
+
+def _over_walk(data: Data, run: str) -> float:
+    """Stable rank at the end over that of walks of the same increments."""
+    row = data.number("stable_rank", run, aggregation="module-mean", step=_steps(data, run)[-1], null="N-WALK")
+    return row.value / row.null.mean
