@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -16,65 +16,98 @@ from limbeck.folders import read_json
 from limbeck.stats.factors import mean_of_runs
 from limbeck.stats.retention import solved
 
-GAIN, LOST = 0.04, 0.02
+GAIN = 0.04  # accuracy over the base's, at which losses that gain are held against each other
+DISTANCE = 0.02  # KL(student||base), nats a token, at which all are
+SMALL, NEEDED = 0.02, 4  # of a share of problems; runs of an arm
 OTHERS = ("rft", "dft", "rift", "grpo", "dpo")
 
 
 class Place(NamedTuple):
-    """Where a run first gains so much: between which of its points, and how far towards the second."""
+    """Where a run first gets so far: between which of its points, and how far towards the second."""
 
     before: str
     after: str
     share: float
 
 
-def reached(accuracies: Sequence[float], target: float) -> tuple[int, float] | None:
+def reached(values: Sequence[float], target: float) -> tuple[int, float] | None:
     """The first step from below a target to it or above, by linear interpolation; None where it is never reached.
 
     >>> reached([0.5, 0.52, 0.56], 0.54)
     (1, 0.5)
     """
-    for place, (one, other) in enumerate(pairwise(accuracies)):
+    for place, (one, other) in enumerate(pairwise(values)):
         if one < target <= other:
             return place, round((target - one) / (other - one), 12)
     return None
 
 
 def forgetting(data: Data) -> tuple[list[Row], str]:
-    """What is still solved, and how far an arm has moved, where it has first gained so much."""
-    base = data.scores["base"]
-    held = solved(base)
+    """What is still solved where an arm has first gained so much, and where it has first moved so far."""
     points = read_json(data.folder / "frontier.json")["points"]
-    places = {arm: _places(data, points, arm) for arm in ("sft", *OTHERS)}
-    able = [arm for arm in OTHERS if len(places[arm]) >= 4 and len(places["sft"]) >= 4]
-    mixed = {
-        arm: np.stack([_between(data.scores, p) for p in found.values()], 1) for arm, found in places.items() if found
-    }
-    rows = [over_problems(f"{a} less sft: still right", mixed[a][held], mixed["sft"][held], "kept") for a in able]
-    distances = {"KL to the base, log ratio": _kl(points), "CKA to the base": _cka(data)}
-    for what, of in distances.items():
-        for arm in able:
+    accuracy = {name: float(right.mean()) for name, right in data.scores.items()}
+    distance, cka = _kl(points), _cka(data)
+    gained = _places(data, points, accuracy, accuracy["base"] + GAIN)
+    moved = _places(data, points, distance, math.log(DISTANCE))
+    rows = [*_kept(data, gained, f"gain of {100 * GAIN:g} points"), *_kept(data, moved, f"KL of {DISTANCE:g}")]
+    for what, values, places in (
+        ("log KL to the base at equal gain", distance, gained),
+        ("CKA to the base at equal gain", cka, gained),
+        ("accuracy at equal KL", accuracy, moved),
+    ):
+        for arm in _able(places):
             seeds = [s for s in data.seeds if s in places[arm] and s in places["sft"]]
-            apart = [_between(of, places[arm][s]) - _between(of, places["sft"][s]) for s in seeds]
+            apart = [_between(values, places[arm][s]) - _between(values, places["sft"][s]) for s in seeds]
             rows.append(over_runs(f"{arm} less sft: {what}", mean_of_runs(apart)))
     one = [data.grid("sft", [s]) for s in data.seeds]
     churn = fmean(float(b[solved(a[:, 0])].mean()) for a in one for b in one if a is not b)
-    rows.append(Row("two seeds of sft: right again where the other is", mean_of_runs([churn]), math.nan))
+    rows.append(Row(f"two seeds of sft: right again where the other is {churn:.3f}", mean_of_runs([]), math.nan))
     rows = corrected(rows)
-    dpo = next((row for row in rows if row.what == "dpo less sft: still right"), None)
+    return rows, f"{_avoids(rows)}; that losses of equal gain forget alike {_alike(rows)}"
+
+
+def _avoids(rows: Sequence[Row]) -> str:
+    """Whether DPO keeps what SFT loses, at one distance."""
+    dpo = next((row for row in rows if row.family.startswith("KL") and row.what.startswith("dpo")), None)
     if dpo is None:
-        return rows, OPEN
-    return rows, HELD if dpo.above else NOT if dpo.below or dpo.estimate.high < LOST else OPEN
+        return OPEN
+    return HELD if dpo.above else NOT if dpo.below or dpo.estimate.high < SMALL else OPEN
 
 
-def _places(data: Data, points: Sequence[dict[str, Any]], arm: str) -> dict[int, Place]:
-    out = {}
-    for seed in data.seeds:
-        own = sorted((p for p in points if p["arm"] == arm and p["seed"] == seed), key=lambda p: p["steps"])
-        names = ["base", *(p["name"] for p in own)]
-        found = reached([float(data.scores[name].mean()) for name in names], float(data.scores["base"].mean()) + GAIN)
-        if found:
-            out[seed] = Place(names[found[0]], names[found[0] + 1], found[1])
+def _alike(rows: Sequence[Row]) -> str:
+    asked = [row for row in rows if row.family.startswith("gain")]
+    if any(row.called for row in asked):
+        return NOT
+    return HELD if asked and all(row.inside(SMALL) for row in asked) else OPEN
+
+
+Places = dict[str, dict[int, Place]]  # arm and seed
+
+
+def _able(places: Places) -> list[str]:
+    """Arms that can be held against SFT: enough of their runs got there, and of its."""
+    return [arm for arm in OTHERS if min(len(places[arm]), len(places["sft"])) >= NEEDED]
+
+
+def _kept(data: Data, places: Places, family: str) -> list[Row]:
+    """Share still right of what the base solves, of each arm less that of SFT."""
+    held = solved(data.scores["base"])
+    able = _able(places)
+    mixed = {arm: np.stack([_between(data.scores, p) for p in places[arm].values()], 1)[held] for arm in ("sft", *able)}
+    return [over_problems(f"{arm} less sft: still right", mixed[arm], mixed["sft"], family) for arm in able]
+
+
+def _places(data: Data, points: Sequence[dict[str, Any]], values: Mapping[str, float], target: float) -> Places:
+    """Of every run the place at which a number of its points first reaches a target, the base before its first."""
+    out: Places = {}
+    for arm in ("sft", *OTHERS):
+        out[arm] = {}
+        for seed in data.seeds:
+            own = sorted((p for p in points if p["arm"] == arm and p["seed"] == seed), key=lambda p: p["steps"])
+            names = ["base", *(p["name"] for p in own)]
+            found = reached([values[name] for name in names], target)
+            if found:
+                out[arm][seed] = Place(names[found[0]], names[found[0] + 1], found[1])
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,8 @@ from measured import Data
 
 from limbeck.stats.factors import mean_of_runs
 
-EARLY, K, SMALL = 0.2, 8, 0.05
+EARLY, K = 0.2, 8
+SMALL, LOST = 0.05, 0.03  # of an overlap; of accuracy
 
 
 def locking(data: Data) -> tuple[list[Row], str]:
@@ -42,15 +44,25 @@ def locking(data: Data) -> tuple[list[Row], str]:
             Row(f"{arm}: seeds above 95 % of walks {counts[0]}, of orders {counts[1]}", mean_of_runs([]), math.nan)
         )
     rows = corrected(rows)
+    return rows, f"{_locks(data, rows, early)}; that its early subspace is enough {_enough(rows)}"
+
+
+def _locks(data: Data, rows: list[Row], early: dict[str, list[Early]]) -> str:
     if not all(data.matched(twin, "rlvr") for twin in ("opd-norm", "sft-norm")):
-        return rows, OPEN
-    walks = {arm: sum(e.above_walk for e in found) for arm, found in early.items()}
-    locked = {arm: all(e.above_walk and e.above_order for e in found) for arm, found in early.items()}
-    if locked["opd"] and locked["opd-norm"] and rows[0].above and rows[1].above:
-        return rows, HELD
-    alike = rows[0].inside(SMALL) and rows[1].inside(SMALL) and walks["rlvr"] == len(data.seeds)
-    locks = locked["opd"] or locked["opd-norm"]
-    return rows, NOT if alike or not locks else OPEN
+        return OPEN
+    overlaps = rows[:2]  # of OPD less RLVR and less SFT, at one norm
+    locked = [all(e.above_walk and e.above_order for e in early[arm]) for arm in ("opd", "opd-norm")]
+    if all(locked) and all(row.above for row in overlaps):
+        return HELD
+    alike = all(row.inside(SMALL) for row in overlaps) and all(e.above_walk for e in early["rlvr"])
+    return NOT if alike or not any(locked) else OPEN
+
+
+def _enough(rows: list[Row]) -> str:
+    chance, free = (next(r for r in rows if r.what.startswith(f"opd-own less opd-{x}")) for x in ("chance", "free"))
+    if free.estimate.low > -LOST and chance.above:
+        return HELD
+    return NOT if free.below or chance.inside(LOST) else OPEN
 
 
 class Early(NamedTuple):

@@ -57,7 +57,7 @@ class Data:
 
     def matched(self, a: str, b: str, *, within: float = 0.1) -> bool:
         """Whether the updates of two arms are about equally long in every seed."""
-        norms = [(float(self.runs[f"{arm}-s{seed}"]["update_norm"]) for arm in (a, b)) for seed in self.seeds]
+        norms = [[float(self.runs[f"{arm}-s{seed}"]["update_norm"]) for arm in (a, b)] for seed in self.seeds]
         return all(1 / (1 + within) < one / other < 1 + within for one, other in norms)
 
 

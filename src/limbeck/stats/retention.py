@@ -28,7 +28,9 @@ def solved(base: Float[np.ndarray, " problems"]) -> Bool[np.ndarray, " problems"
     return base > 0.5
 
 
-def retention(base: Float[np.ndarray, " problems"], arm: Grid, *, level: float = 0.95) -> Retention:
+def retention(
+    base: Float[np.ndarray, " problems"], arm: Float[np.ndarray, "rows seeds"], *, level: float = 0.95
+) -> Retention:
     """How much of what the base solved an arm still solves, and how much of the rest it newly does.
 
     Which problems the base solved is taken as given. Where it was sampled, chance has chosen them too: an arm equal to the
