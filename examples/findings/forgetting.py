@@ -93,6 +93,8 @@ def _kept(data: Data, places: Places, family: str) -> list[Row]:
     """Share still right of what the base solves, of each arm less that of SFT."""
     held = solved(data.scores["base"])
     able = _able(places)
+    if not able:
+        return []
     mixed = {arm: np.stack([_between(data.scores, p) for p in places[arm].values()], 1)[held] for arm in ("sft", *able)}
     return [over_problems(f"{arm} less sft: still right", mixed[arm], mixed["sft"], family) for arm in able]
 

@@ -178,6 +178,81 @@ def test_a_sum_of_sparsities_is_told_from_chance_only_where_it_is_apart(tmp_path
     assert rounding(Data(folder(0.0)))[1] == "did not hold"
 
 
+@pytest.mark.parametrize(("bump", "verdict"), [(0.5, "held"), (0.0, "did not hold"), (0.105, "cannot be decided")])
+def test_a_barrier_is_above_the_chord_and_above_the_worse_end(tmp_path, bump, verdict):
+    from barrier import LOSSES, NODES, barrier
+    from measured import Data
+
+    rng = np.random.default_rng(0)
+    ends = [(f"{a}-s{s}" if a != "base" else a, f"{b}-s{s}") for a, b in combinations(NODES, 2) for s in SEEDS]
+    ends += [(f"sft-s{s}", f"sft-s{(s + 1) % 5}") for s in SEEDS]
+    items, lines = [], []
+    for a, b in ends:
+        high = bump if (a[:4], b[:8]) == ("rift", "dpo-slow") else 0.0
+        level = rng.random(40)
+        for loss in LOSSES:
+            over = high if loss == "ce_bare" else 0.0
+            lines.append({"a": a, "b": b, "loss": loss, "worse_than_ends": over > 0.2})
+            for alpha, added in ((0.0, 0.0), (0.5, over), (1.0, 0.1)):  # the second end is worse, which is no barrier
+                values = level + added + 0.02 * rng.standard_normal(40)
+                items += [(a, b, loss, alpha, f"p{i:02d}", v) for i, v in enumerate(values)]
+    columns = dict(zip(("a", "b", "loss", "alpha", "problem_id", "value"), zip(*items, strict=True), strict=True))
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), tmp_path / "path_items.parquet")
+    write_json(tmp_path / "paths.json", lines)
+    rows, found = barrier(Data(results(tmp_path, {"sft-s0": np.ones(2), "rft-s0": np.ones(2)})))
+    assert found == verdict
+    assert rows[0].estimate.value == pytest.approx(bump - 0.05, abs=0.01)
+
+
+def test_locking_needs_both_nulls_and_more_than_other_training(tmp_path):
+    from locking import locking
+    from measured import Data
+
+    arms = ("opd", "rlvr", "sft", "rlvr-shuffled", "opd-norm", "sft-norm")
+    inside = [f"{arm}-{kind}" for arm in ("opd", "rlvr", "sft") for kind in ("own", "chance", "free")]
+
+    def said(overlap: dict[str, float], accuracy: dict[str, float]) -> str:
+        rng, rows, answers = np.random.default_rng(0), [], []
+        for arm in arms:
+            for seed in SEEDS:
+                run = f"{arm}-s{seed}"
+                whole = {"aggregation": "module-mean", "unit": "none", "arm": run, "delta_kind": "dense_fp32"}
+                rows += [
+                    Measurement(metric="increment_norm", value=1.0, other="previous", step=s, **whole)
+                    for s in (2, 6, 10)
+                ]
+                value = overlap.get(arm, 0.5) + 0.005 * rng.standard_normal()
+                for null in ("N-WALK", "N-EXCH-NORM"):
+                    band = Null(id=null, mean=0.4, q05=0.3, q95=0.55)
+                    rows.append(
+                        Measurement(
+                            metric="sim_k", value=value, other="end", side="right", k=8, step=2, null=band, **whole
+                        )
+                    )
+                rank = Null(id="N-WALK", mean=8.0, q05=7.0, q95=9.0)
+                rows.append(
+                    Measurement(
+                        metric="stable_rank", value=8.0 + 0.1 * rng.standard_normal(), step=10, null=rank, **whole
+                    )
+                )
+        for arm in inside:
+            for seed in SEEDS:
+                right = rng.random(400) < accuracy.get(arm, 0.4)
+                answers += [(f"{arm}-s{seed}", f"p{i:03d}", float(x)) for i, x in enumerate(right)]
+        table = dict(zip(("name", "problem_id", "right"), map(list, zip(*answers, strict=True)), strict=True))
+        pq.write_table(pa.table(table), tmp_path / "scores.parquet")
+        runs = {row.arm: np.ones(2) for row in rows}
+        return locking(Data(results(tmp_path, runs, rows)))[1]
+
+    locked = {"opd": 0.7, "opd-norm": 0.7}
+    enough = {"opd-own": 0.9, "opd-free": 0.9}
+    assert said(locked, enough) == "held; that its early subspace is enough held"
+    everywhere = dict.fromkeys(arms, 0.7)
+    assert said(everywhere, {}).startswith("did not hold; ")  # any training from that start does it
+    assert said({}, {"opd-free": 0.9}) == "did not hold; that its early subspace is enough did not hold"
+    assert said({"opd": 0.7}, {}).startswith("cannot be decided; ")
+
+
 def test_families_are_corrected_by_themselves_and_what_is_undefined_counts():
     from contrast import corrected, over_runs
 
