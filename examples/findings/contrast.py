@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
     def inside(self, margin: float) -> bool:
         """Whether its interval lies within plus or minus a margin: a difference that is shown to be small."""
-        return -margin < self.estimate.low and self.estimate.high < margin
+        return not math.isnan(self.p) and -margin < self.estimate.low and self.estimate.high < margin
 
 
 def over_runs(what: str, estimate: Estimate, family: str = "") -> Row:

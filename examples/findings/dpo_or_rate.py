@@ -12,6 +12,7 @@ from limbeck.stats.factors import jackknife, mean_of_runs
 
 RATES = (1, 2, 3, 4)  # rising by about the square root of ten
 TENFOLD = ((1, 3), (2, 4))
+SMALL = 0.1  # of a cosine
 
 
 def dpo_or_rate(data: Data) -> tuple[list[Row], str]:
@@ -47,7 +48,7 @@ def dpo_or_rate(data: Data) -> tuple[list[Row], str]:
         return rows, OPEN
     if all(row.below for row in (*seed, *rate)):
         return rows, HELD
-    return rows, NOT if not any(row.below for row in seed) or all(row.above for row in rate) else OPEN
+    return rows, NOT if all(row.inside(SMALL) for row in seed) or all(row.above for row in rate) else OPEN
 
 
 def _states_and_angles(data: Data) -> list[Row]:

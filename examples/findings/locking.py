@@ -11,7 +11,7 @@ from measured import Data
 
 from limbeck.stats.factors import mean_of_runs
 
-EARLY, K = 0.2, 8
+EARLY, K = 0.25, 8
 SMALL, LOST = 0.05, 0.03  # of an overlap; of accuracy
 
 
@@ -48,7 +48,8 @@ def locking(data: Data) -> tuple[list[Row], str]:
 
 
 def _locks(data: Data, rows: list[Row], early: dict[str, list[Early]]) -> str:
-    if not all(data.matched(twin, "rlvr") for twin in ("opd-norm", "sft-norm")):
+    matched = all(data.matched(twin, "rlvr") for twin in ("opd-norm", "sft-norm"))
+    if not matched or any(math.isnan(e.excess) for arm in ("opd", "opd-norm", "rlvr") for e in early[arm]):
         return OPEN
     overlaps = rows[:2]  # of OPD less RLVR and less SFT, at one norm
     locked = [all(e.above_walk and e.above_order for e in early[arm]) for arm in ("opd", "opd-norm")]
@@ -66,7 +67,7 @@ def _enough(rows: list[Row]) -> str:
 
 
 class Early(NamedTuple):
-    """Overlap with the end a fifth of the way, over the mean of its walks, and whether it passes 95 % of both nulls."""
+    """Overlap with the end a quarter of the way, over the mean of its walks, and whether it passes 95 % of both nulls."""
 
     excess: float
     above_walk: bool

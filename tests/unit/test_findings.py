@@ -69,7 +69,7 @@ def test_one_direction_with_much_noise_is_no_difference(tmp_path):
     from measured import Data
 
     one = np.random.default_rng(1).standard_normal(500)
-    vectors = updates({"sft": one, "dpo": one}, noise=2.0)
+    vectors = updates({"sft": one, "dpo": one}, noise=1.0)
     rows, verdict = dpo_or_rate(Data(results(tmp_path, vectors)))
     assert verdict == "did not hold"
     assert abs(rows[0].estimate.value) < 0.05  # although the cosine across is far from 1
@@ -219,20 +219,20 @@ def test_locking_needs_both_nulls_and_more_than_other_training(tmp_path):
                 whole = {"aggregation": "module-mean", "unit": "none", "arm": run, "delta_kind": "dense_fp32"}
                 rows += [
                     Measurement(metric="increment_norm", value=1.0, other="previous", step=s, **whole)
-                    for s in (2, 6, 10)
+                    for s in (3, 6, 12)
                 ]
                 value = overlap.get(arm, 0.5) + 0.005 * rng.standard_normal()
                 for null in ("N-WALK", "N-EXCH-NORM"):
                     band = Null(id=null, mean=0.4, q05=0.3, q95=0.55)
                     rows.append(
                         Measurement(
-                            metric="sim_k", value=value, other="end", side="right", k=8, step=2, null=band, **whole
+                            metric="sim_k", value=value, other="end", side="right", k=8, step=3, null=band, **whole
                         )
                     )
                 rank = Null(id="N-WALK", mean=8.0, q05=7.0, q95=9.0)
                 rows.append(
                     Measurement(
-                        metric="stable_rank", value=8.0 + 0.1 * rng.standard_normal(), step=10, null=rank, **whole
+                        metric="stable_rank", value=8.0 + 0.1 * rng.standard_normal(), step=12, null=rank, **whole
                     )
                 )
         for arm in inside:
@@ -245,7 +245,7 @@ def test_locking_needs_both_nulls_and_more_than_other_training(tmp_path):
         return locking(Data(results(tmp_path, runs, rows)))[1]
 
     locked = {"opd": 0.7, "opd-norm": 0.7}
-    enough = {"opd-own": 0.9, "opd-free": 0.9}
+    enough = {"opd-own": 0.97, "opd-free": 0.97}
     assert said(locked, enough) == "held; that its early subspace is enough held"
     everywhere = dict.fromkeys(arms, 0.7)
     assert said(everywhere, {}).startswith("did not hold; ")  # any training from that start does it

@@ -108,12 +108,12 @@ def jackknife(statistic: Callable[[Sequence[int]], float], seeds: Sequence[int],
 
 
 def p_of(estimate: Estimate, null: float = 0.0) -> float:
-    """Two-sided p-value that a number over ``n`` runs is ``null``, by the Student's t of its interval; NaN where it is.
+    """Two-sided p-value that a number over ``n`` runs is ``null``, by the Student's t of its interval; NaN of one run.
 
     >>> round(p_of(mean_of_runs([1.0, 2.0, 3.0])), 4)         # t = 2 / (1 / sqrt(3)), 2 degrees of freedom
     0.0742
     """
-    if math.isnan(estimate.value):
+    if math.isnan(estimate.value) or estimate.n < 2:
         return math.nan
     quantile = float(student.ppf((1 + estimate.level) / 2, estimate.n - 1))
     error, away = (estimate.high - estimate.low) / (2 * quantile), abs(estimate.value - null)

@@ -89,5 +89,6 @@ def test_what_is_undefined_without_a_run_has_no_interval():
     assert jackknife(lambda seeds: math.nan if 2 not in seeds else 1.0, range(3)).reason
     assert jackknife(lambda seeds: 1.0, [0]).reason
     assert math.isnan(p_of(jackknife(lambda seeds: 1.0, [0])))
+    assert math.isnan(p_of(mean_of_runs([0.5])))
     assert p_of(mean_of_runs([0.5, 0.5, 0.5])) == 0.0
     assert p_of(mean_of_runs([0.5, 0.5, 0.5]), null=0.5) == 1.0
