@@ -85,10 +85,14 @@ class TrainConfig(Config):
     """A name from `limbeck objectives`."""
     knobs: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """The objective's own settings; `limbeck objectives NAME` lists them."""
-    selection: Literal["all", "correct", "distinct"] = "all"
-    """Which rollouts are trained on: all, the right ones (RFT), or those without duplicates."""
+    selection: Literal["all", "correct", "distinct", "paired"] = "all"
+    """Which rollouts are trained on: all, the right ones (RFT), those without duplicates, or those that `pairs` pairs, so that an
+    objective of rows sees what one of pairs does."""
+    right_share: float | None = Field(default=None, ge=0, le=1)
+    """Take one rollout of each problem that has right and wrong ones: a right one of this share of the problems, a wrong one of
+    the others; `selection` then chooses among these. The problems are the same at every share. Off by default."""
     pairs: Literal["one_per_group", "zip", "all", "length_matched"] = "one_per_group"
-    """How right and wrong rollouts of one problem become pairs; read by pair objectives only."""
+    """How right and wrong rollouts of one problem become pairs; read by pair objectives and by `selection = "paired"`."""
     max_items: int | None = Field(default=None, ge=1)
     """Keep this many rows (or pairs), chosen by a hash of data_seed and their names; off by default."""
     rewards: Literal["graded", "mirror", "shuffled"] = "graded"
@@ -267,7 +271,7 @@ C = TypeVar("C", bound=Config)
 
 # Settings that came after runs and studies had identities: while they are off, nothing knows of them.
 LATER = {
-    "train": {"subspace": None, "sparsify": None, "trajectory": 0, "trajectory_k": 32},
+    "train": {"subspace": None, "sparsify": None, "trajectory": 0, "trajectory_k": 32, "right_share": None},
     "live": {"writer": "student", "staleness": 0, "importance": None},
 }
 
@@ -276,7 +280,7 @@ def settings_of(config: Config, section: Literal["train", "live"]) -> dict[str, 
     """A section as JSON for an identity, without later settings that are off: an older result stays the same result.
 
     >>> sorted(set(TrainConfig.model_fields) - set(settings_of(TrainConfig(), "train")))
-    ['sparsify', 'subspace', 'trajectory', 'trajectory_k']
+    ['right_share', 'sparsify', 'subspace', 'trajectory', 'trajectory_k']
     """
     values = config.model_dump(mode="json")
     return {name: value for name, value in values.items() if LATER[section].get(name, ...) != value}

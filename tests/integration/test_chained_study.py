@@ -12,7 +12,9 @@ from limbeck.batches.score import read_scores, score_rollouts
 from limbeck.evals.apply import applied
 from limbeck.folders import read_json, read_manifest
 from limbeck.geometry.adapters import read_adapter
+from limbeck.geometry.table import read_measurements
 from limbeck.report import build
+from limbeck.report.load import load
 from limbeck.rollouts.store import read_rollouts
 from limbeck.studies.config import load_study
 from limbeck.studies.study import run_study
@@ -48,6 +50,21 @@ def test_every_result_is_a_point_of_accuracy_against_kl(finished):
     assert points["extreme-s0"]["drift"]["right"] > points["extreme-s0"]["drift"]["wrong"]
     assert points["unlearned-s0"]["drift"]["right"] < points["unlearned-s0"]["drift"]["wrong"]
     assert points["extreme-s0@4"]["epochs"] == pytest.approx(4 * 16 / 96)
+
+
+def test_kept_steps_have_answers_by_problem_and_hidden_states_beside_the_base(finished):
+    results = finished / "results"
+    points = {point["name"]: point for point in read_json(results / "frontier.json")["points"]}
+    scores = load(results).scores
+    assert set(points) <= set(scores)
+    for name in ("base", "extreme-s0@4", "extreme-s0"):
+        assert sum(scores[name].values()) / 16 == pytest.approx(points[name]["accuracy"]["value"])
+    rows = [
+        r for r in read_measurements(results / "measurements.parquet") if r.metric == "cka_debiased" and r.layer == 1
+    ]
+    values = {(r.arm, r.step): r.value for r in rows if r.other == "base"}
+    assert {("extreme-s0", -1), ("extreme-s0", 4), ("weak-s0", 4)} <= set(values)
+    assert values["extreme-s0", -1] < values["extreme-s0", 4] < 1
 
 
 def test_places_are_held_against_each_other(finished):

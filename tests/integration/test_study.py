@@ -15,6 +15,7 @@ import pytest
 
 from limbeck.folders import is_complete, read_json, read_manifest
 from limbeck.report import build
+from limbeck.report.load import load
 from limbeck.studies.config import load_study
 from limbeck.studies.study import run_study
 from limbeck.train.models import load_model, load_tokenizer
@@ -100,6 +101,27 @@ def test_the_ends_of_a_path_score_what_the_arms_scored(finished):
     order = [problem.id for problem, _ in generate("test", 40, seed=0)][:32]
     right = {row["problem_id"]: row["correct"] for row in scores}
     assert line["mean"][0] == pytest.approx(sum(right[name] for name in order) / 32)
+
+
+def test_raw_measurements_are_what_the_tables_are_made_of(finished):
+    results = finished / "results"
+    scores = load(results).scores
+    accuracy = {arm["name"]: arm["value"] for arm in read_json(results / "comparison.json")["arms"]}
+    assert {name: sum(right.values()) / 40 for name, right in scores.items()} == pytest.approx(accuracy)
+    items = pq.read_table(results / "path_items.parquet").to_pylist()
+    for line in read_json(results / "paths.json"):
+        means = [
+            [row["value"] for row in items if (row["loss"], row["alpha"]) == (line["loss"], alpha)]
+            for alpha in line["alphas"]
+        ]
+        assert [sum(x) / len(x) for x in means] == pytest.approx(line["mean"], rel=1e-5)
+    (pair,) = [p for p in read_json(results / "comparison.json")["pairs"] if (p["a"], p["b"]) == ("base", "sft-s0")]
+    table = (finished / "figures" / "retained.csv").read_text().splitlines()
+    row = dict(
+        zip(table[0].split(","), next(line for line in table if line.startswith("sft,")).split(","), strict=True)
+    )
+    assert float(row["kept"]) == pytest.approx(pair["both_right"] / (pair["both_right"] + pair["a_only"]))
+    assert float(row["gained"]) == pytest.approx(pair["b_only"] / (pair["b_only"] + pair["both_wrong"]))
 
 
 def test_the_report_is_one_file_that_needs_no_network(finished):

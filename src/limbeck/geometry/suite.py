@@ -30,6 +30,7 @@ def measure(
     draws: int = 200,
     seed: int = 0,
     signs: bool = False,
+    pairs: Sequence[tuple[int, int]] | None = None,
     workers: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Measurement]:
@@ -41,6 +42,7 @@ def measure(
         draws: draws of the nulls that depend on the weights (N-ROW, pooled N-ROT), at least 20.
         seed: of every null; the same seed gives the same table.
         signs: also compare signs entry by entry, which costs O(out * in * rank) per pair.
+        pairs: which arms are compared, by their places in ``deltas``; every two by default.
         workers: modules compared at a time, each with one BLAS thread; None takes the machine's cores, at most 8.
         progress: called with the share of the work just done.
 
@@ -58,7 +60,8 @@ def measure(
         raise ConfigError(f"measure needs every k >= 1 and draws >= 20, received ks = {tuple(ks)}, draws = {draws}.")
     names = sorted(deltas[0].modules)
     places = [place(name) for name in names]
-    plan = _plan(deltas, tuple(sorted(set(ks))), draws, seed, signs)
+    chosen = list(combinations(range(len(deltas)), 2) if pairs is None else pairs)
+    plan = _plan(deltas, chosen, tuple(sorted(set(ks))), draws, seed, signs)
     records = _compare_all(deltas, names, plan, seed=seed, workers=workers, progress=progress)
     rows = norm_rows(deltas, names, places, records)
     rows += spectrum_rows(deltas, names, places, records, np.random.default_rng([seed, 1]))
@@ -67,11 +70,13 @@ def measure(
     return rows + (sign_rows(deltas, plan, names, places, records) if signs else [])
 
 
-def _plan(deltas: Sequence[Delta], ks: tuple[int, ...], draws: int, seed: int, signs: bool) -> Plan:
+def _plan(
+    deltas: Sequence[Delta], pairs: list[tuple[int, int]], ks: tuple[int, ...], draws: int, seed: int, signs: bool
+) -> Plan:
     rng = np.random.default_rng([seed, 0])
     ranks = {min(*factors.shape, factors.left.shape[1]) for d in deltas for factors in d.modules.values()}
     pools = {r: nulls.haar_frames(r, min(r, ks[-1]), count=_POOL, rng=rng) for r in sorted(ranks)}
-    return Plan(pairs=list(combinations(range(len(deltas)), 2)), ks=ks, draws=draws, pools=pools, signs=signs)
+    return Plan(pairs=pairs, ks=ks, draws=draws, pools=pools, signs=signs)
 
 
 def _compare_all(

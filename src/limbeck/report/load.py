@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from limbeck.digests import sound
 from limbeck.errors import DataError, FolderError
 from limbeck.folders import read_json
 from limbeck.geometry.table import read_measurements
+from limbeck.parquet import DAMAGES, read_parquet
 from limbeck.types import Measurement
 
 RUN_KEYS = (
@@ -20,6 +23,7 @@ RUN_KEYS = (
     "seconds", "stop_norm", "pair_rule", "final_nll", "role", "knobs", "mixed_groups", "all_right_groups",
     "all_wrong_groups", "rows_too_long", "batch_size", "subspace", "rewards",
 )  # fmt: skip
+SCORES = pa.schema([("name", pa.string()), ("problem_id", pa.string()), ("right", pa.float64())])
 FILES = (
     "study.json", "arms.json", "comparison.json", "measurements.parquet", "paths.json", "training.json",
     "rollouts.json", "samples.json", "provenance.json",
@@ -30,7 +34,8 @@ FILES = (
 class Results:
     """Everything a study wrote, as read; an absent file is an empty value and listed in ``missing``.
 
-    ``measurements`` are those of more than one matrix, ``modules`` the cosines of single matrices with the reference's first run.
+    ``measurements`` are those of more than one matrix, ``modules`` the cosines of single matrices with the reference's first run,
+    ``scores`` the share of right samples by result and problem.
     """
 
     study: dict[str, Any]
@@ -47,6 +52,7 @@ class Results:
     frontier: dict[str, Any]
     missing: tuple[str, ...]
     factorial: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def load(folder: Path | str) -> Results:
@@ -82,6 +88,7 @@ def load(folder: Path | str) -> Results:
         frontier=_mapping(folder / "frontier.json"),
         factorial=_mapping(folder / "factorial.json"),
         missing=missing,
+        scores=_scores(folder / "scores.parquet"),
     )
 
 
@@ -125,6 +132,17 @@ def _beside_reference(arm: str, runs: Sequence[Mapping[str, Any]]) -> list[list[
     lead = next((str(run["run"]) for run in runs if run["arm"] == arm), "")
     cosine = [("aggregation", "=", "module"), ("metric", "=", "cosine")]
     return [[*cosine, (side, "=", lead)] for side in ("arm", "other")]
+
+
+def _scores(path: Path) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    try:
+        rows = read_parquet(sound(path), SCORES).to_pylist() if path.is_file() else []
+    except DAMAGES as error:
+        raise DataError(f"{path} must be a Parquet file of right answers, received {error}. Write it again.") from error
+    for row in rows:
+        found.setdefault(row["name"], {})[row["problem_id"]] = row["right"]
+    return found
 
 
 def _measurements(path: Path, chosen: Sequence[Any]) -> list[Measurement]:

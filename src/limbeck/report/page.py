@@ -38,6 +38,7 @@ from limbeck.report import (
     modules,
     onpolicy,
     primary,
+    retained,
     shares,
     signals,
     tables,
@@ -103,7 +104,8 @@ def _section(id_: str, title: str, parts: list[Any], missing: str, lead: str = "
 
 
 def _accuracy(view: View) -> Section:
-    parts = [figures.forest(view), accuracies.over_seeds(view), accuracies.entries(view)] if view.scored() else []
+    shown = (figures.forest, accuracies.over_seeds, accuracies.entries, retained.table) if view.scored() else ()
+    parts = [part(view) for part in shown]
     return _section("accuracy", "Accuracy", parts, "This folder holds no comparison.json, so no arm has an accuracy.")
 
 

@@ -170,7 +170,9 @@ class Whole:
     @cached_property
     def matched(self) -> dict[str, Run]:
         """The lead run of each paradigm at a matched update norm; the arm whose norm it is stands for itself."""
-        stopped = {key: run for run in self.leads if (key := self._paradigm(run)) and self.setting(run, "match_norm")}
+        named = {run.arm for run in self.main.values()}
+        stopping = [run for run in self.leads if self.setting(run, "match_norm") in named]
+        stopped = {key: run for run in stopping if (key := self._paradigm(run))}
         target = {self.setting(run, "match_norm") for run in stopped.values()}
         own = {key: run for key, run in self.main.items() if run.arm in target}
         found = {**own, **stopped} if stopped else {}

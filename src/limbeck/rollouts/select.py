@@ -28,7 +28,7 @@ class Selection:
     """Positions kept, ascending, and for each reason the (problem, sample) keys that were dropped for it."""
 
     rule: str
-    indices: tuple[int, ...]
+    indices: Sequence[int]
     dropped: Dropped
 
     def record(self) -> dict[str, Any]:
@@ -74,6 +74,11 @@ def is_right(rollout: Rollout, above: float = RIGHT_ABOVE) -> bool:
     return types.is_right(rollout.reward, above)
 
 
+def everything(rollout_set: RolloutSet) -> Selection:
+    """Keep every rollout, right or wrong."""
+    return Selection(rule="all", indices=range(len(rollout_set)), dropped={})
+
+
 def correct(rollout_set: RolloutSet, *, above: float = RIGHT_ABOVE) -> Selection:
     """Keep the rollouts that reached the answer: RFT is this selection and plain ``sft``.
 
@@ -117,6 +122,46 @@ def rows(rollout_set: RolloutSet, num: int, seed: int) -> Selection:
     kept = np.zeros(len(rank), dtype=bool)
     kept[np.argsort(rank, kind="stable")[:num]] = True
     return _keep(rollout_set, f"rows(num={num}, seed={seed})", "not_drawn", kept)
+
+
+def paired(rollout_set: RolloutSet, rule: str = "one_per_group", *, seed: int) -> Selection:
+    """Keep the rollouts that :func:`pairs` puts into pairs: what an objective of pairs reads, row by row."""
+    formed = pairs(rollout_set, rule, seed=seed).pairs
+    kept = np.zeros(len(rollout_set), dtype=bool)
+    kept[[row for pair in formed for row in pair]] = True
+    return _keep(rollout_set, f"paired:{rule}", "unpaired", kept)
+
+
+def one_of_each(rollout_set: RolloutSet, right_share: float, *, seed: int) -> Selection:
+    """Keep one rollout of every mixed problem: the right one of its pair in a share of them, the wrong one in the others.
+
+    Problems and their number are the same at every share, and a larger share only turns wrong rows into right ones: what
+    two shares differ in is whether answers are right, not which questions are asked.
+
+    Args:
+        rollout_set: rollouts, of which only mixed groups are kept.
+        right_share: of the problems that keep their right rollout, in [0, 1], to the nearest whole problem.
+        seed: of the pairs and of which problems keep which.
+
+    Raises:
+        DegenerateError: no group is mixed.
+    """
+    formed = pairs(rollout_set, seed=seed).pairs
+    key = rollout_set.outline.key
+    order = sorted(formed, key=lambda pair: _hash(seed, "share", key(pair[0])[0]))
+    num_right = round(right_share * len(order))
+    kept = np.zeros(len(rollout_set), dtype=bool)
+    kept[[right if place < num_right else wrong for place, (right, wrong) in enumerate(order)]] = True
+    return _keep(rollout_set, f"one_of_each(right_share={right_share:g}, seed={seed})", "other_of_pair", kept)
+
+
+def within(selection: Selection, outer: Selection) -> Selection:
+    """What a selection keeps of what another one kept; both reasons of dropping stay on record."""
+    kept = tuple(sorted(set(selection.indices) & set(outer.indices)))
+    gone = {key for keys in outer.dropped.values() for key in keys}
+    own = {name: tuple(key for key in keys if key not in gone) for name, keys in selection.dropped.items()}
+    dropped = {**outer.dropped, **{name: keys for name, keys in own.items() if keys}}
+    return Selection(rule=f"{selection.rule} of {outer.rule}", indices=kept, dropped=dropped)
 
 
 def take(rollout_set: RolloutSet, selection: Selection) -> RolloutSet:

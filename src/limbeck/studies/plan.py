@@ -14,7 +14,7 @@ from limbeck.studies.factorial import add_factorial
 from limbeck.studies.identity import problems_of
 from limbeck.studies.runs import Runs, run_name
 from limbeck.studies.step import Plan, Step
-from limbeck.studies.weights import add_trajectories, add_weights
+from limbeck.studies.weights import add_trajectories, add_weights, chosen_pairs
 from limbeck.train.models import input_digest
 
 __all__ = ["Step", "make_plan", "run_name"]
@@ -40,28 +40,41 @@ def make_plan(config: StudyConfig) -> list[Step]:
     runs.add_points()
     add_factorial(plan, runs, config)
     geometry = {"ks": list(config.geometry.ks), "draws": config.geometry.draws}
-    adapters = {run: final[run] for run in _adapters(config)}
+    measured = _adapters(config)
+    adapters = {run_name(arm, seed): final[run_name(arm, seed)] for arm, seeds in measured.items() for seed in seeds}
+    near = {} if config.geometry.pairs == "all" else {"pairs": [list(pair) for pair in chosen_pairs(config, measured)]}
     problems = problems_of(config.eval.problems)
     if adapters:
-        plan.add("measure", "measure", geometry, adapters, 1 + 0.3 * len(adapters) ** 2)
+        plan.add("measure", "measure", {**geometry, **near}, adapters, 1 + 0.3 * len(adapters) ** 2)
     _add_signalled(plan, config, geometry, final)
     add_weights(plan, runs, config)
     add_trajectories(plan, runs, config)
     _add_paths(plan, config, student, adapters, problems)
     if config.geometry.cka_problems and adapters:
         params = {**student, "problems": problems, "num": config.geometry.cka_problems}
-        plan.add("cka", "cka", params, adapters, 3 * len(adapters))
+        plan.add("cka", "cka", {**params, **near}, adapters, 3 * len(adapters))
+        _add_kept_states(plan, runs, params, adapters)
     return list(plan.steps.values())
 
 
-def _adapters(config: StudyConfig) -> list[str]:
-    """The runs whose updates are low-rank factors on the student; :mod:`~limbeck.studies.weights` has those of whole weights.
+def _adapters(config: StudyConfig) -> dict[str, tuple[int, ...]]:
+    """The arms, with the seeds that are measured, whose updates are low-rank factors on the student.
 
-    Merges are left out: what they are in weight space follows from their parts.
+    :mod:`~limbeck.studies.weights` has those of whole weights. Merges are left out: what they are in weight space follows from
+    their parts.
     """
-    trained = [arm for arm in config.arms if arm.start is None and arm.merge is None]
-    pairs = ((arm, seed) for arm in trained for seed in config.measured_seeds(arm))
-    return [run_name(arm.name, seed) for arm, seed in pairs if config.training(arm, seed).method == "lora"]
+    trained = (arm for arm in config.arms if arm.start is None and arm.merge is None)
+    arms = [arm for arm in trained if config.training(arm, 0).method == "lora"]
+    return {arm.name: config.measured_seeds(arm) for arm in arms}
+
+
+def _add_kept_states(plan: Plan, runs: Runs, params: dict[str, Any], adapters: dict[str, str]) -> None:
+    """What runs had become after the steps that they keep, each beside the base."""
+    points = [point for point in runs.points() if point.step is not None and point.run in adapters]
+    if points:
+        read = {point.run: adapters[point.run] for point in points}
+        given = {**params, "pairs": [], "points": [[point.run, point.step] for point in points]}
+        plan.add("cka/kept", "cka", given, read, 3 * len(points))
 
 
 def _add_signalled(plan: Plan, config: StudyConfig, geometry: dict[str, Any], final: dict[str, str]) -> None:
@@ -90,13 +103,12 @@ def _seeds_to_compare(config: StudyConfig) -> dict[str, Any]:
 def _add_paths(
     plan: Plan, config: StudyConfig, student: dict[str, Any], runs: dict[str, str], problems: dict[str, Any]
 ) -> None:
-    for a, b in config.paths.pairs:
-        ends = {role: _run_of(config, end) for role, end in (("a", a), ("b", b))}
+    for ends in _ends(config):
         params = {
             **student,
             "ends": ends,
             "problems": problems,
-            **config.paths.model_dump(mode="json", exclude={"pairs", "problems"}),
+            **config.paths.model_dump(mode="json", exclude={"pairs", "problems", "seeds"}),
             "num": config.paths.problems,
             "max_new_tokens": config.eval.max_new_tokens,
             "batch_size": config.eval.batch_size,
@@ -110,8 +122,21 @@ def _add_paths(
         plan.add(f"path/{ends['a']}--{ends['b']}", "path", params, read, 4 * len(config.paths.alphas))
 
 
-def _run_of(config: StudyConfig, end: str) -> str:
+def _ends(config: StudyConfig) -> list[dict[str, str]]:
+    """The two ends of every path: of pairs that name no seed, at the first, or once for each seed that both have."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for pair in config.paths.pairs:
+        named = [config.seeds_of(config.arm(end)) for end in pair if end != "base" and "@" not in end]
+        shared = [seed for seed in named[0] if all(seed in seeds for seeds in named)] if named else []
+        several = config.paths.seeds == "all" and not any("@" in end for end in pair)
+        for seed in shared if several else [None]:
+            a, b = (_run_of(config, end, seed) for end in pair)
+            found[a, b] = {"a": a, "b": b}
+    return list(found.values())
+
+
+def _run_of(config: StudyConfig, end: str, seed: int | None) -> str:
     if end == "base":
         return end
-    arm, _, seed = end.partition("@")
-    return run_name(arm, int(seed) if seed else config.seeds_of(config.arm(arm))[0])
+    arm, _, own = end.partition("@")
+    return run_name(arm, int(own) if own else config.seeds_of(config.arm(arm))[0] if seed is None else seed)

@@ -18,6 +18,7 @@ from limbeck.studies.config import StudyConfig
 from limbeck.studies.frontier import frontier
 from limbeck.studies.inputs import read_problems
 from limbeck.studies.plan import Step, run_name
+from limbeck.studies.raw import write_raw
 from limbeck.studies.runner import read_seconds
 from limbeck.train.models import load_tokenizer
 from limbeck.train.record import read_metrics
@@ -87,6 +88,7 @@ def collect(
         }
         write_json(temporary / "provenance.json", provenance)
         write_measurements(temporary / "measurements.parquet", rows)
+        write_raw(temporary, steps, folders)
     return out
 
 

@@ -123,6 +123,8 @@ class PathsConfig(Config):
 
     pairs: tuple[tuple[str, str], ...] = ()
     """Arm names; `base` stands for the untouched base. First seed of each; `arm@seed` names another."""
+    seeds: Literal["first", "all"] = "first"
+    """Whether a pair that names no seed is walked between first seeds, or once at every seed that both arms have."""
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points of each path: 0 is its first end, 1 its second."""
     problems: int = Field(default=200, ge=1)
@@ -143,7 +145,7 @@ class GeometryConfig(Config):
     seeds: Literal["all", "first"] = "all"
     """Whose updates are measured: every run's, or one of each arm, where pairs of all would take longer than the study."""
     pairs: Literal["all", "near"] = "all"
-    """Which whole weights are compared: all, or seeds of one arm, methods of one seed, and each run with the reference arm's."""
+    """Which runs are compared: all, or seeds of one arm, methods of one seed, and each run with the reference arm's."""
     cka_problems: int = Field(default=200, ge=0)
     """Problems whose solutions all arms read for CKA; 0 is off."""
 

@@ -198,9 +198,11 @@ def compare_tables(params: Params, inputs: Inputs, out: Path, tell: Tell) -> Non
 
 
 def measure_runs(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
-    """The weight-space table over all runs."""
+    """The weight-space table over all runs, in all pairs or those that are named."""
     deltas = [read_adapter(path, name=run) for run, path in inputs.items()]
-    rows = measure(deltas, ks=params["ks"], draws=params["draws"], workers=1, progress=counted(tell))
+    places = {run: place for place, run in enumerate(inputs)}
+    pairs = [(places[a], places[b]) for a, b in params["pairs"]] if "pairs" in params else None
+    rows = measure(deltas, ks=params["ks"], draws=params["draws"], pairs=pairs, workers=1, progress=counted(tell))
     with folders.publish(out, kind="measurements") as temporary:
         write_measurements(temporary / "measurements.parquet", rows)
 

@@ -43,7 +43,7 @@ def add_weights(plan: Plan, runs: Runs, config: StudyConfig) -> None:
         read = {point.run: runs.final[point.run] for point in points}
         given = {**params, "points": [[point.run, point.step] for point in points], "pairs": []}
         plan.add(f"measure/{arm.name}", "weights", given, read, 1.0 * len(points))
-    pairs = _pairs(config, measured)
+    pairs = chosen_pairs(config, measured)
     if pairs:
         names = list(dict.fromkeys(run for pair in pairs for run in pair))
         places = {name: place for place, name in enumerate(names)}
@@ -60,7 +60,7 @@ def add_trajectories(plan: Plan, runs: Runs, config: StudyConfig) -> None:
             plan.add(f"trajectory/{arm.name}", "trajectory", {"draws": config.geometry.draws}, read, 3.0 * len(read))
 
 
-def _pairs(config: StudyConfig, measured: Mapping[str, Sequence[int]]) -> list[tuple[str, str]]:
+def chosen_pairs(config: StudyConfig, measured: Mapping[str, Sequence[int]]) -> list[tuple[str, str]]:
     """All pairs of runs, or the near ones: seeds of one arm, methods of one seed, and anything beside the reference arm."""
     runs = [(arm, seed) for arm, seeds in measured.items() for seed in seeds]
     reference = config.reference_arm or config.arms[0].name

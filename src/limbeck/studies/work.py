@@ -175,11 +175,10 @@ class Counter:
         return Work(sampling=sampling, scored=scored, seconds=PATH_SECONDS, loads=1, disk=points * rows * 40)
 
     def compare_states(self, step: Step) -> Work:
-        models = len(step.inputs) + 1
+        models = len(step.params.get("points", step.inputs)) + 1
+        pairs = models - 1 + len(step.params["pairs"]) if "pairs" in step.params else math.comb(models, 2)
         scored = models * step.params["num"] * self._lengths.row
-        return Work(
-            scored=scored, seconds=CKA_SECONDS * math.comb(models, 2), loads=1, disk=2000 * math.comb(models, 2)
-        )
+        return Work(scored=scored, seconds=CKA_SECONDS * pairs, loads=1, disk=2000 * pairs)
 
     def compare(self, step: Step) -> Work:
         arms, tables = len(step.params.get("arms", ())), len(step.params.get("among", step.inputs))
@@ -189,7 +188,7 @@ class Counter:
         return Work(seconds=pairs * (a_pair + a_sample * samples), disk=1500.0 * pairs)
 
     def measure(self, step: Step) -> Work:
-        pairs = math.comb(len(step.inputs), 2)
+        pairs = len(step.params["pairs"]) if "pairs" in step.params else math.comb(len(step.inputs), 2)
         first = self._steps[next(iter(step.inputs.values()))].params["train"]
         modules = len(self._shape.named(first["lora"]["targets"]))
         seconds = 1.0 + GEOMETRY_SECONDS * pairs * modules * step.params["draws"]

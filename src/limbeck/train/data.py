@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -120,20 +120,29 @@ class _Chosen(NamedTuple):
 def _items(config: TrainConfig, objective: Objective, rollout_set: RolloutSet, fits: np.ndarray) -> _Chosen:
     if objective.unit == "pair":
         return _pairs(config, rollout_set, fits)
-    record: dict[str, object] = {"rule": "all", "kept": len(rollout_set), "dropped": {}}
-    chosen: Sequence[int] = range(len(rollout_set))
-    if config.selection != "all":
-        rule = select.correct if config.selection == "correct" else select.distinct
-        selection = rule(rollout_set)
-        chosen, record = selection.indices, selection.record()
-    rows = np.array(chosen)
+    selection = _selected(config, rollout_set)
+    rows = np.array(selection.indices, dtype=np.int64)
     rows = rows[fits[rows]]
     if not len(rows):
         raise DegenerateError(
             f'selection "{config.selection}" must leave at least one rollout, received 0 of {len(rollout_set)}. '
             "Grade the rollouts, or train on all of them."
         )
-    return _Chosen(rows[:, None], np.ones(len(rows)), {"selection": config.selection}, record)
+    return _Chosen(rows[:, None], np.ones(len(rows)), {"selection": config.selection}, selection.record())
+
+
+def _selected(config: TrainConfig, rollout_set: RolloutSet) -> select.Selection:
+    seed = config.data_seed
+    rules: dict[str, Callable[[], select.Selection]] = {
+        "all": lambda: select.everything(rollout_set),
+        "correct": lambda: select.correct(rollout_set),
+        "distinct": lambda: select.distinct(rollout_set),
+        "paired": lambda: select.paired(rollout_set, config.pairs, seed=seed),
+    }
+    selection = rules[config.selection]()
+    if config.right_share is None:
+        return selection
+    return select.within(selection, select.one_of_each(rollout_set, config.right_share, seed=seed))
 
 
 def _pairs(config: TrainConfig, rollout_set: RolloutSet, fits: np.ndarray) -> _Chosen:

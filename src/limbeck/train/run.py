@@ -72,6 +72,11 @@ def check(config: TrainConfig) -> Objective:
         raise ConfigError(
             f'{objective.name} has one value per pair: train.normalizer must be "sequence" or "constant", received "token".'
         )
+    if objective.unit == "pair" and config.right_share is not None:
+        raise ConfigError(
+            f"train.right_share takes one rollout of each problem, received it with {objective.name}, which reads pairs. "
+            "Leave it out."
+        )
     _check_keep(config)
     _check_trajectory(config)
     _check_subspace(config)

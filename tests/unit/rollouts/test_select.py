@@ -154,6 +154,46 @@ def test_no_mixed_group_and_unknown_rule():
         select.pairs(make(MIXED), "zipp", seed=0)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_paired_rows_are_those_of_the_pairs(rule):
+    rollouts = make(MIXED)
+    kept = select.paired(rollouts, rule, seed=3)
+    assert set(kept.indices) == {row for pair in select.pairs(rollouts, rule, seed=3).pairs for row in pair}
+    assert len(kept.indices) + len(kept.dropped["unpaired"]) == 12
+
+
+def test_one_of_each_has_the_same_problems_at_every_share_and_turns_wrong_rows_right():
+    groups = {f"p{i}": MIXED["a"] for i in range(20)} | {"b": MIXED["b"], "c": MIXED["c"]}
+    rollouts = make(groups)
+    told = rollouts.outline
+    pairs = set(select.pairs(rollouts, seed=0).pairs)
+    before: set[int] = set()
+    for share in (0.0, 0.25, 0.5, 1.0):
+        rows = list(select.one_of_each(rollouts, share, seed=0).indices)
+        assert sorted(told.problems[p] for p in told.problem[rows]) == sorted(f"p{i}" for i in range(20))
+        assert told.reward[rows].sum() == 20 * share
+        right = {row for row in rows if told.reward[row] > 0}
+        assert before <= right
+        assert all(len({row, other} & set(rows)) == 1 for row, other in pairs)  # those that an objective of pairs reads
+        before = right
+    shuffled = make(groups, 5)
+    keys = [{s.rollouts[i].key for i in select.one_of_each(s, 0.25, seed=0).indices} for s in (rollouts, shuffled)]
+    assert keys[0] == keys[1]
+    with pytest.raises(DegenerateError, match="received none in 1 problems"):
+        select.one_of_each(make({"b": MIXED["b"]}), 0.5, seed=0)
+
+
+def test_a_selection_within_another_keeps_both_reasons():
+    rollouts = make(MIXED)
+    outer = select.one_of_each(rollouts, 0.5, seed=0)
+    right = select.within(select.correct(rollouts), outer)
+    assert len(right.indices) == 1
+    dropped = [key for keys in right.dropped.values() for key in keys]
+    assert len(set(dropped)) == len(dropped) == 11
+    assert set(right.dropped) == {"other_of_pair", "reward_not_above"}
+    assert select.within(select.everything(rollouts), outer).indices == tuple(outer.indices)
+
+
 @pytest.mark.parametrize("reward", [-1.0, -1e-9, 0.0, 1e-9, 0.3, 0.5, 1.0])
 def test_one_rule_of_right_for_selection_pairs_and_credit(reward):
     group = make({"a": [(reward, 2), (-2, 2), (2, 2)]})

@@ -195,6 +195,7 @@ def test_selections_and_other_rewards_do_not_need_the_rows_in_memory(tmp_path):
     [
         ("sft", {"selection": "correct", "max_length": 12}),
         ("sft", {"selection": "distinct", "max_items": 20}),
+        ("sft", {"selection": "paired", "right_share": 0.5}),
         ("offline_grpo:krafton", {"rewards": "shuffled"}),
         ("dpo", {"pairs": "all", "max_items": 9}),
     ],

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from limbeck.errors import DataError
-from limbeck.stats.factors import factor_over_seeds, mean_of_runs
+from limbeck.stats.factors import factor_over_seeds, jackknife, mean_of_runs, p_of
 from limbeck.types import Estimate
 
 
@@ -56,3 +56,39 @@ def test_a_mean_of_runs_needs_all_of_them():
     assert mean_of_runs([0.5]).high == 0.5
     assert math.isnan(mean_of_runs([0.5, math.nan]).value)
     assert math.isnan(mean_of_runs([]).value)
+
+
+def test_of_a_mean_the_jackknife_is_student_over_runs():
+    values = dict(enumerate([0.3, -0.1, 0.7, 0.2, 0.25]))
+    found = jackknife(lambda seeds: float(np.mean([values[s] for s in seeds])), list(values))
+    plain = mean_of_runs(list(values.values()))
+    assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high))
+    assert p_of(found) == pytest.approx(p_of(plain))
+
+
+def test_a_mean_over_pairs_of_five_runs_is_covered():
+    """Pairs share runs, so that ten of them are no ten observations: a t interval over pairs would be far too narrow."""
+    rng = np.random.default_rng(0)
+    pairs = [(i, j) for i in range(5) for j in range(i)]
+    covered, naive = 0, 0
+    for _ in range(1000):
+        runs = 1.0 + 0.3 * rng.standard_normal(5)
+
+        def product(seeds, runs=runs):
+            return float(np.mean([runs[i] * runs[j] for i, j in pairs if i in seeds and j in seeds]))
+
+        found = jackknife(product, range(5))
+        covered += found.low < 1.0 < found.high
+        wrong = mean_of_runs([runs[i] * runs[j] for i, j in pairs])
+        naive += wrong.low < 1.0 < wrong.high
+    assert 0.92 < covered / 1000 < 0.98
+    assert naive / 1000 < 0.9
+
+
+def test_what_is_undefined_without_a_run_has_no_interval():
+    assert jackknife(lambda seeds: math.nan if 2 not in seeds else 1.0, range(3)).reason
+    assert jackknife(lambda seeds: 1.0, [0]).reason
+    assert math.isnan(p_of(jackknife(lambda seeds: 1.0, [0])))
+    assert math.isnan(p_of(mean_of_runs([0.5])))
+    assert p_of(mean_of_runs([0.5, 0.5, 0.5])) == 0.0
+    assert p_of(mean_of_runs([0.5, 0.5, 0.5]), null=0.5) == 1.0

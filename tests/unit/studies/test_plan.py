@@ -49,6 +49,40 @@ def test_reference_scores_are_made_once_and_only_if_an_arm_reads_them():
     assert sum(name.startswith("score/") for name in digests(study(arms=arms))) == 1
 
 
+def test_pairs_are_walked_at_the_first_seed_or_at_every_shared_one():
+    arms = [{"name": "a", "seeds": [0, 1, 2]}, {"name": "b", "seeds": [1, 2, 3]}]
+    pairs = [["a", "b"], ["base", "b"], ["a@0", "a@2"], ["base", "a@1"]]
+    found = {seeds: digests(study(arms=arms, paths={"pairs": pairs, "seeds": seeds})) for seeds in ("first", "all")}
+    walked = {
+        seeds: [name.removeprefix("path/") for name in steps if name.startswith("path/")]
+        for seeds, steps in found.items()
+    }
+    assert walked["first"] == ["a-s0--b-s1", "base--b-s1", "a-s0--a-s2", "base--a-s1"]
+    assert walked["all"] == [
+        "a-s1--b-s1", "a-s2--b-s2", "base--b-s1", "base--b-s2", "base--b-s3", "a-s0--a-s2", "base--a-s1",
+    ]  # fmt: skip
+    assert found["all"]["path/base--b-s1"] == found["first"]["path/base--b-s1"]  # the same walk, whoever asks for it
+
+
+def test_near_adapters_are_seeds_of_one_arm_methods_of_one_seed_and_the_reference():
+    arms = [{"name": "a"}, {"name": "b"}, {"name": "c", "role": "control"}]
+    steps = {s.name: s for s in make_plan(study(arms=arms, seeds=[0, 1], geometry={"pairs": "near"}))}
+    near = {frozenset(pair) for pair in steps["measure"].params["pairs"]}
+    same = [("a-s0", "a-s1"), ("b-s0", "b-s1"), ("c-s0", "c-s1")]
+    assert near == {frozenset(pair) for pair in [*same, *((f"a-s{s}", f"{x}-s{s}") for s in (0, 1) for x in "bc")]}
+    assert steps["cka"].params["pairs"] == steps["measure"].params["pairs"]
+    everything = {s.name: s for s in make_plan(study(arms=arms, seeds=[0, 1]))}
+    assert "pairs" not in everything["measure"].params
+
+
+def test_kept_steps_have_their_hidden_states_compared_with_the_base():
+    arms = [{"name": "a", "train": {"keep": [3, 7], "num_steps": 9}}, {"name": "b"}]
+    kept = {s.name: s for s in make_plan(study(arms=arms))}["cka/kept"]
+    assert kept.params["points"] == [["a-s0", 3], ["a-s0", 7]]
+    assert kept.inputs == {"a-s0": "train/a-s0"}
+    assert "cka/kept" not in digests(study(arms=[{"name": "a"}]))
+
+
 def test_matched_arms_read_the_run_they_match_whatever_their_order():
     arms = [{"name": "small", "match_norm": "big", "match_items": "few"}, {"name": "big"}, {"name": "few"}]
     steps = {step.name: step for step in make_plan(study(arms=arms))}

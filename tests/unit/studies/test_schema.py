@@ -17,7 +17,7 @@ from limbeck.studies.schema import study_schema
 
 jsonschema = pytest.importorskip("jsonschema")
 ROOT = Path(__file__).parents[3]
-STUDIES = [*packaged().values(), *sorted((ROOT / "examples").glob("*.toml"))]
+STUDIES = [*packaged().values(), *sorted((ROOT / "examples").rglob("*.toml"))]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,59 @@
+"""The registered comparisons of docs/results, from the results of a packaged study to numbers and a verdict.
+
+    python examples/findings dpo-or-rate runs/dpo-or-rate
+
+What is printed is what the page of that name registers: its primary comparisons with Holm's correction, the secondary numbers,
+and what its rule makes of them. Nothing here trains.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from barrier import barrier
+from colinear import colinear
+from contrast import Row
+from dpo_or_rate import dpo_or_rate
+from forgetting import forgetting
+from locking import locking
+from measured import Data
+from rounding import rounding
+
+QUESTIONS: dict[str, Callable[[Data], tuple[list[Row], str]]] = {
+    "dpo-or-rate": dpo_or_rate,
+    "colinear": colinear,
+    "barrier": barrier,
+    "forgetting": forgetting,
+    "locking": locking,
+    "rounding": rounding,
+}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = ["| family | comparison | value | 95 % interval | p | Holm p |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        e = row.estimate
+        numbers = (f"{e.value:.4g}", f"{e.low:.4g} to {e.high:.4g}", f"{row.p:.3g}", f"{row.p_holm:.3g}")
+        cells = ("–" if "nan" in text else text for text in numbers)
+        lines.append(f"| {row.family or 'secondary'} | {row.what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(name: str, folder: Path) -> str:
+    """What a study says of its question.
+
+    Args:
+        name: of the packaged study.
+        folder: of the study, or of its results.
+    """
+    rows, verdict = QUESTIONS[name](Data(folder))
+    return f"{table(rows)}\n\nThe claim {verdict}."
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in QUESTIONS:
+        sys.exit(f"usage: python examples/findings {{{','.join(QUESTIONS)}}} DIR")
+    print(main(sys.argv[1], Path(sys.argv[2])))

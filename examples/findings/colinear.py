@@ -1,0 +1,86 @@
+"""Are SFT, RFT and RIFT colinear by construction? Registered in docs/results/colinear.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+from contrast import HELD, NOT, OPEN, Row, cleared, corrected, over_problems, over_runs
+from measured import Data
+
+from limbeck.folders import read_json
+from limbeck.stats.factors import jackknife
+
+SHARES = (25, 50, 75, 95)
+PAIRS = (("sft", "rft"), ("sft", "rift"), ("rft", "rift"))
+WRONG_REWARD = -0.2
+
+
+def mixed_cosine(one: tuple[float, float], other: tuple[float, float], cosine: float, ratio: float) -> float:
+    """Cosine of two mixtures of a right and a wrong direction.
+
+    Args:
+        one: its weights of right and wrong.
+        other: the other's.
+        cosine: of the two directions.
+        ratio: length of the wrong direction over that of the right one.
+
+    >>> round(mixed_cosine((1.0, 0.0), (1.0, 1.0), 0.0, 1.0), 3)
+    0.707
+    """
+    gram = np.array([[1.0, cosine * ratio], [cosine * ratio, ratio**2]])
+    a, b = np.array(one), np.array(other)
+    return float(a @ gram @ b / math.sqrt((a @ gram @ a) * (b @ gram @ b)))
+
+
+def weights_of(arm: str, share: float) -> tuple[float, float]:
+    """How much of the right and of the wrong direction the gradient of an arm holds at that share of right rollouts."""
+    return {"sft": (share, 1 - share), "rft": (1.0, 0.0), "rift": (share, WRONG_REWARD * (1 - share))}[arm]
+
+
+def predicted(data: Data, pair: tuple[str, str], share: int, seeds: Sequence[int], ratio: float | None = None) -> float:
+    """By the algebra, from the arms that learn from right and from wrong rollouts alone."""
+
+    def steepness(run: str) -> float:
+        return fmean(line["grad_norm"] for line in read_json(data.folder / "training.json")[run])
+
+    def cosine(a: str, b: str) -> float:
+        return data.number("cosine", a, b).value
+
+    between = cleared(cosine, "right", "wrong", seeds)
+    over = fmean(steepness(f"wrong-s{s}") / steepness(f"right-s{s}") for s in seeds) if ratio is None else ratio
+    one, other = (weights_of(arm, share / 100) for arm in pair)
+    return mixed_cosine(one, other, max(-1.0, min(1.0, between)), over)
+
+
+def colinear(data: Data) -> tuple[list[Row], str]:
+    """Cosines and accuracies against the share of right rollouts, beside what the algebra says."""
+
+    def cosine(a: str, b: str) -> float:
+        return data.number("cosine", a, b).value
+
+    def at(pair: tuple[str, str], share: int, seeds: Sequence[int]) -> float:
+        return cleared(cosine, *(f"{arm}-{share}" for arm in pair), seeds)
+
+    rows = []
+    for pair in PAIRS:
+        rise = jackknife(lambda s, pair=pair: at(pair, 95, s) - at(pair, 25, s), data.seeds)
+        rows.append(over_runs(f"{' and '.join(pair)}: cosine at 95 % less that at 25 %", rise, "share"))
+    for pair in PAIRS:
+        for share in SHARES:
+            found = jackknife(lambda s, p=pair, x=share: at(p, x, s) - predicted(data, p, x, s), data.seeds)
+            rows.append(over_runs(f"{' and '.join(pair)} at {share} %: cosine less the algebra's", found))
+    for arm in ("rft", "rift"):
+        rows += [
+            over_problems(
+                f"{arm} less sft at {x} %: accuracy", data.grid(f"{arm}-{x}"), data.grid(f"sft-{x}"), "accuracy"
+            )
+            for x in SHARES
+        ]
+    rows = corrected(rows)
+    share, fits = rows[:3], sum(row.inside(0.15) for row in rows[3:15])
+    if all(row.above for row in share) and fits >= 9:
+        return rows, HELD
+    return rows, NOT if all(row.inside(0.05) for row in share) else OPEN

@@ -1,0 +1,76 @@
+"""Is DPO different, or is its learning rate? Registered in docs/results/dpo-or-rate.md."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import numpy as np
+from contrast import HELD, NOT, OPEN, Row, across, among, corrected, over_runs, reliability
+from measured import Data
+
+from limbeck.stats.factors import jackknife, mean_of_runs
+
+RATES = (1, 2, 3, 4)  # rising by about the square root of ten
+TENFOLD = ((1, 3), (2, 4))
+SMALL = 0.1  # of a cosine
+
+
+def dpo_or_rate(data: Data) -> tuple[list[Row], str]:
+    """Cosines at one rate and norm beside those of seeds and of tenfold rates."""
+
+    def cosine(a: str, b: str) -> float:
+        return data.number("cosine", a, b).value
+
+    rows, matched = [], []
+    for suffix, family in (("-norm", "beyond the seed"), ("", "")):
+        for rate in RATES:
+            a, b = f"sft-{rate}{suffix}", f"dpo-{rate}{suffix}"
+            found = jackknife(lambda s, a=a, b=b: across(cosine, a, b, s) - reliability(cosine, a, b, s), data.seeds)
+            rows.append(over_runs(f"cosine of {a} and {b}, less that of seeds", found, family))
+            matched += [data.matched(a, b)] if suffix else []
+    for low, high in TENFOLD:
+        found = jackknife(
+            lambda s, low=low, high=high: (
+                across(cosine, f"sft-{high}", f"dpo-{high}", s)
+                - fmean(across(cosine, f"{arm}-{low}", f"{arm}-{high}", s) for arm in ("sft", "dpo"))
+            ),
+            data.seeds,
+        )
+        rows.append(
+            over_runs(
+                f"cosine of SFT and DPO at rate {high}, less that of rates {low} and {high}", found, "beyond the rate"
+            )
+        )
+    rows = corrected(rows + _states_and_angles(data))
+    seed = [row for row, ok in zip(rows, matched, strict=False) if ok]
+    rate = [row for row in rows if row.family == "beyond the rate"]
+    if len(seed) < 3:
+        return rows, OPEN
+    if all(row.below for row in (*seed, *rate)):
+        return rows, HELD
+    return rows, NOT if all(row.inside(SMALL) for row in seed) or all(row.above for row in rate) else OPEN
+
+
+def _states_and_angles(data: Data) -> list[Row]:
+    """The same of hidden states and subspaces at matched norms, and CKA to the base."""
+    last = max((key[4] for key in data.rows if key[0] == "cka_debiased"), default=-1)
+    rows = []
+    for rate in RATES:
+        a, b = f"sft-{rate}-norm", f"dpo-{rate}-norm"
+        given = {
+            "CKA": lambda x, y: data.number("cka_debiased", x, y, aggregation="layer", layer=last).value,
+            **{
+                f"{which} angle": lambda x, y, which=which: (
+                    data.number(f"principal_angle_{which}", x, y, aggregation="module-median", side="left", k=10).value
+                )
+                for which in ("smallest", "largest")
+            },
+        }
+        for what, value in given.items():
+            found = jackknife(
+                lambda s, v=value, a=a, b=b: across(v, a, b, s) - fmean(among(v, arm, s) for arm in (a, b)), data.seeds
+            )
+            rows.append(over_runs(f"{what} of {a} and {b}, less that of seeds", found))
+        base = [[given["CKA"](f"{arm}-s{s}", "base") for s in data.seeds] for arm in (a, b)]
+        rows.append(over_runs(f"CKA to the base, {b} less {a}", mean_of_runs(np.subtract(base[1], base[0]).tolist())))
+    return rows

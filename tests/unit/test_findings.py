@@ -1,0 +1,277 @@
+"""The registered comparisons of docs/results call what is there, and nothing where there is nothing."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from limbeck.folders import write_json
+from limbeck.geometry.table import write_measurements
+from limbeck.stats.factors import mean_of_runs
+from limbeck.studies.config import load_study, packaged
+from limbeck.types import Measurement, Null
+
+ROOT = Path(__file__).parents[2]
+SEEDS = [0, 1, 2, 3, 4]
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "findings"))
+
+
+def results(folder: Path, vectors: dict[str, np.ndarray], rows=()) -> Path:
+    """A results folder with the cosines and norms of these updates."""
+    unit = {run: v / np.linalg.norm(v) for run, v in vectors.items()}
+    cosines = [
+        Measurement(metric="cosine", aggregation="stacked", value=float(unit[a] @ unit[b]), unit="none", arm=a, other=b)
+        for a, b in combinations(vectors, 2)
+    ]
+    write_json(folder / "study.json", {"seeds": SEEDS})
+    norms = {run: float(np.linalg.norm(v)) for run, v in vectors.items()}
+    write_json(folder / "arms.json", [{"run": run, "update_norm": norm} for run, norm in norms.items()])
+    write_measurements(folder / "measurements.parquet", [*cosines, *rows])
+    return folder
+
+
+def updates(losses: dict[str, np.ndarray], noise: float) -> dict[str, np.ndarray]:
+    """Every arm of dpo-or-rate, of length 1: a direction of its loss, a little of its rate, and noise of its seed."""
+    rng = np.random.default_rng(0)
+    of_rate = rng.standard_normal((4, 500))
+    found = {
+        f"{loss}-{rate}{suffix}-s{seed}": direction + 0.3 * of_rate[rate - 1] + noise * rng.standard_normal(500)
+        for loss, direction in losses.items()
+        for rate in (1, 2, 3, 4)
+        for suffix in ("", "-norm")
+        for seed in SEEDS
+    }
+    return {run: vector / np.linalg.norm(vector) for run, vector in found.items()}
+
+
+def test_a_loss_of_its_own_direction_is_told_from_seeds_and_rates(tmp_path):
+    from dpo_or_rate import dpo_or_rate
+    from measured import Data
+
+    one, other = np.random.default_rng(1).standard_normal((2, 500))
+    rows, verdict = dpo_or_rate(Data(results(tmp_path, updates({"sft": one, "dpo": one + 2 * other}, noise=1.0))))
+    assert verdict == "held"
+    assert all(row.below for row in rows[:4])
+
+
+def test_one_direction_with_much_noise_is_no_difference(tmp_path):
+    from dpo_or_rate import dpo_or_rate
+    from measured import Data
+
+    one = np.random.default_rng(1).standard_normal(500)
+    vectors = updates({"sft": one, "dpo": one}, noise=1.0)
+    rows, verdict = dpo_or_rate(Data(results(tmp_path, vectors)))
+    assert verdict == "did not hold"
+    assert abs(rows[0].estimate.value) < 0.05  # although the cosine across is far from 1
+    vectors["dpo-1-norm-s2"] *= 2
+    vectors["dpo-2-norm-s2"] *= 2
+    assert dpo_or_rate(Data(results(tmp_path, vectors)))[1] == "cannot be decided"  # two rates are not matched
+
+
+def test_clearing_a_cosine_of_noise_gives_that_of_the_means():
+    from contrast import cleared
+
+    rng = np.random.default_rng(0)
+    one = rng.standard_normal(4000)
+    means = {"a": one, "b": 0.6 * one + 0.8 * rng.standard_normal(4000)}
+    runs = {f"{arm}-s{s}": mean + 1.5 * rng.standard_normal(4000) for arm, mean in means.items() for s in SEEDS}
+
+    def cosine(a: str, b: str) -> float:
+        return float(runs[a] @ runs[b] / np.linalg.norm(runs[a]) / np.linalg.norm(runs[b]))
+
+    true = means["a"] @ means["b"] / np.linalg.norm(means["a"]) / np.linalg.norm(means["b"])
+    assert cleared(cosine, "a", "b", SEEDS) == pytest.approx(true, abs=0.03)
+    assert cosine("a-s0", "b-s0") < 0.5 * true
+
+
+def test_the_algebra_of_mixed_directions_is_that_of_vectors():
+    from colinear import mixed_cosine, weights_of
+
+    right, wrong = np.random.default_rng(0).standard_normal((2, 30))
+    norms = np.linalg.norm(right), np.linalg.norm(wrong)
+    for pair in combinations(("sft", "rft", "rift"), 2):
+        weights = [weights_of(arm, 0.25) for arm in pair]
+        a, b = (w[0] * right + w[1] * wrong for w in weights)
+        expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        found = mixed_cosine(*weights, right @ wrong / norms[0] / norms[1], norms[1] / norms[0])
+        assert found == pytest.approx(expected)
+    assert mixed_cosine((0.95, 0.05), (1.0, 0.0), 0.0, 1.0) == pytest.approx(0.9986, abs=1e-4)
+
+
+def test_what_is_kept_is_read_where_the_gain_is_equal(tmp_path):
+    """DPO keeps all and gains slowly, SFT gains as much by losing some: at the end of training they could not be compared."""
+    from forgetting import forgetting, reached
+    from measured import Data
+
+    assert reached([0.5, 0.52, 0.56], 0.54) == (1, 0.5)
+    assert reached([0.5, 0.52], 0.54) is None
+    base = np.repeat([1.0, 0.0], 200)
+    names, problems, right, points = [], [], [], []
+
+    def add(name: str, values: np.ndarray) -> None:
+        names.extend([name] * 400)
+        problems.extend(f"p{i:03d}" for i in range(400))
+        right.extend(values.tolist())
+
+    rng = np.random.default_rng(0)
+    exact = {"direction": "student_reference", "estimator": "exact", "unit": "nats/token"}
+    add("base", base)
+    for arm, lost in (("sft", 0.2), ("dpo", 0.0)):
+        for seed in SEEDS:
+            for step, growth in ((3, 0.5), (None, 1.0)):
+                name = f"{arm}-s{seed}" + (f"@{step}" if step else "")
+                values = base.copy()
+                values[:200] -= rng.random(200) < lost * growth
+                values[200:] += rng.random(200) < (lost + 0.2) * growth
+                add(name, values)
+                points.append({"name": name, "arm": arm, "seed": seed, "steps": step or 6,
+                               "records": [{**exact, "value": 0.05 * growth}]})  # fmt: skip
+    points.append({"name": "base", "arm": "base", "seed": None, "steps": 0, "records": [{**exact, "value": 0.0}]})
+    write_json(tmp_path / "frontier.json", {"points": points})
+    pq.write_table(pa.table({"name": names, "problem_id": problems, "right": right}), tmp_path / "scores.parquet")
+    cka = [
+        Measurement(metric="cka_debiased", aggregation="layer", layer=1, value=0.9, unit="none", arm=p["arm"] + f"-s{p['seed']}",
+                    other="base", step=3 if "@" in p["name"] else -1)
+        for p in points[:-1]
+    ]  # fmt: skip
+    runs = {f"{arm}-s{s}": np.ones(2) for arm in ("sft", "dpo") for s in SEEDS}
+    rows, verdict = forgetting(Data(results(tmp_path, runs, cka)))
+    assert verdict == "held; that losses of equal gain forget alike did not hold"
+    for row in rows[:2]:  # at equal gain, and at equal KL
+        assert row.what == "dpo less sft: still right"
+        assert 0.03 < row.estimate.value < 0.2
+
+
+def test_a_sum_of_sparsities_is_told_from_chance_only_where_it_is_apart(tmp_path):
+    from measured import Data
+    from rounding import QUANTITIES, rounding
+
+    def folder(effect: float) -> Path:
+        rng = np.random.default_rng(0)
+        rows = []
+        for arm in ("sft", "opd", "rlvr", "sft-norm", "opd-norm"):
+            for rate in ("", "-low"):
+                name = arm.replace("-norm", f"{rate}-norm") if arm.endswith("norm") else arm + rate
+                for seed in SEEDS:
+                    for _, metric, aggregation, side, k in QUANTITIES.values():
+                        sign = 1 if metric == "mask_overlap_principal" else -1
+                        shift = sign * effect if name.startswith("sft") else 0.0
+                        value = 0.5 * np.exp(shift + 0.005 * rng.standard_normal())
+                        null = Null(id="N", mean=0.5, q05=0.4, q95=0.6)
+                        rows.append(Measurement(metric=metric, aggregation=aggregation, side=side, k=k, value=float(value),
+                                                unit="none", arm=f"{name}-s{seed}", null=null))  # fmt: skip
+        runs = {row.arm: np.ones(2) for row in rows}
+        return results(tmp_path, runs, rows)
+
+    assert rounding(Data(folder(0.2)))[1] == "held"
+    assert rounding(Data(folder(-0.2)))[1] == "cannot be decided"  # apart, and not as published
+    assert rounding(Data(folder(0.0)))[1] == "did not hold"
+
+
+@pytest.mark.parametrize(("bump", "verdict"), [(0.5, "held"), (0.0, "did not hold"), (0.105, "cannot be decided")])
+def test_a_barrier_is_above_the_chord_and_above_the_worse_end(tmp_path, bump, verdict):
+    from barrier import LOSSES, NODES, barrier
+    from measured import Data
+
+    rng = np.random.default_rng(0)
+    ends = [(f"{a}-s{s}" if a != "base" else a, f"{b}-s{s}") for a, b in combinations(NODES, 2) for s in SEEDS]
+    ends += [(f"sft-s{s}", f"sft-s{(s + 1) % 5}") for s in SEEDS]
+    items, lines = [], []
+    for a, b in ends:
+        high = bump if (a[:4], b[:8]) == ("rift", "dpo-slow") else 0.0
+        level = rng.random(40)
+        for loss in LOSSES:
+            over = high if loss == "ce_bare" else 0.0
+            lines.append({"a": a, "b": b, "loss": loss, "worse_than_ends": over > 0.2})
+            for alpha, added in ((0.0, 0.0), (0.5, over), (1.0, 0.1)):  # the second end is worse, which is no barrier
+                values = level + added + 0.02 * rng.standard_normal(40)
+                items += [(a, b, loss, alpha, f"p{i:02d}", v) for i, v in enumerate(values)]
+    columns = dict(zip(("a", "b", "loss", "alpha", "problem_id", "value"), zip(*items, strict=True), strict=True))
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), tmp_path / "path_items.parquet")
+    write_json(tmp_path / "paths.json", lines)
+    rows, found = barrier(Data(results(tmp_path, {"sft-s0": np.ones(2), "rft-s0": np.ones(2)})))
+    assert found == verdict
+    assert rows[0].estimate.value == pytest.approx(bump - 0.05, abs=0.01)
+
+
+def test_locking_needs_both_nulls_and_more_than_other_training(tmp_path):
+    from locking import locking
+    from measured import Data
+
+    arms = ("opd", "rlvr", "sft", "rlvr-shuffled", "opd-norm", "sft-norm")
+    inside = [f"{arm}-{kind}" for arm in ("opd", "rlvr", "sft") for kind in ("own", "chance", "free")]
+
+    def said(overlap: dict[str, float], accuracy: dict[str, float]) -> str:
+        rng, rows, answers = np.random.default_rng(0), [], []
+        for arm in arms:
+            for seed in SEEDS:
+                run = f"{arm}-s{seed}"
+                whole = {"aggregation": "module-mean", "unit": "none", "arm": run, "delta_kind": "dense_fp32"}
+                rows += [
+                    Measurement(metric="increment_norm", value=1.0, other="previous", step=s, **whole)
+                    for s in (3, 6, 12)
+                ]
+                value = overlap.get(arm, 0.5) + 0.005 * rng.standard_normal()
+                for null in ("N-WALK", "N-EXCH-NORM"):
+                    band = Null(id=null, mean=0.4, q05=0.3, q95=0.55)
+                    rows.append(
+                        Measurement(
+                            metric="sim_k", value=value, other="end", side="right", k=8, step=3, null=band, **whole
+                        )
+                    )
+                rank = Null(id="N-WALK", mean=8.0, q05=7.0, q95=9.0)
+                rows.append(
+                    Measurement(
+                        metric="stable_rank", value=8.0 + 0.1 * rng.standard_normal(), step=12, null=rank, **whole
+                    )
+                )
+        for arm in inside:
+            for seed in SEEDS:
+                right = rng.random(400) < accuracy.get(arm, 0.4)
+                answers += [(f"{arm}-s{seed}", f"p{i:03d}", float(x)) for i, x in enumerate(right)]
+        table = dict(zip(("name", "problem_id", "right"), map(list, zip(*answers, strict=True)), strict=True))
+        pq.write_table(pa.table(table), tmp_path / "scores.parquet")
+        runs = {row.arm: np.ones(2) for row in rows}
+        return locking(Data(results(tmp_path, runs, rows)))[1]
+
+    locked = {"opd": 0.7, "opd-norm": 0.7}
+    enough = {"opd-own": 0.97, "opd-free": 0.97}
+    assert said(locked, enough) == "held; that its early subspace is enough held"
+    everywhere = dict.fromkeys(arms, 0.7)
+    assert said(everywhere, {}).startswith("did not hold; ")  # any training from that start does it
+    assert said({}, {"opd-free": 0.9}) == "did not hold; that its early subspace is enough did not hold"
+    assert said({"opd": 0.7}, {}).startswith("cannot be decided; ")
+
+
+def test_families_are_corrected_by_themselves_and_what_is_undefined_counts():
+    from contrast import corrected, over_runs
+
+    values = [mean_of_runs([1.0, 1.1, 0.9, 1.05, 0.95]), mean_of_runs([]), mean_of_runs([0.5, -0.5, 0.1, 0.0, -0.2])]
+    alone, *family = corrected([over_runs("x", values[0], "one"), *(over_runs("y", v, "two") for v in values)])
+    assert alone.p_holm == alone.p
+    assert family[0].p_holm == pytest.approx(3 * family[0].p)
+    assert not family[1].called
+
+
+def test_every_question_has_its_page_its_study_and_its_study_at_scale():
+    main = (ROOT / "examples" / "findings" / "__main__.py").read_text(encoding="utf-8")
+    names = re.findall(r'^    "([a-z-]+)": \w+,$', main, re.MULTILINE)
+    assert len(names) >= 6
+    for name in names:
+        page = (ROOT / "docs" / "results" / f"{name}.md").read_text(encoding="utf-8")
+        assert f"python examples/findings {name} " in page
+        assert name in packaged()
+        here, there = load_study(name), load_study(str(ROOT / "examples" / "qwen3" / f"{name}.toml"))
+        assert [arm.name for arm in here.arms] == [arm.name for arm in there.arms]
+        assert len(here.seeds) >= 5
+        assert here.seeds == there.seeds
