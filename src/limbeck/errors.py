@@ -14,10 +14,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
+LONGEST, TAIL = 4000, 500  # characters of a message: it may repeat what a stranger's file calls its columns
+
+
 class LimbeckError(Exception):
-    """Root of everything limbeck raises on purpose; the command line prints it without a traceback."""
+    """Root of everything limbeck raises on purpose; the command line prints it without a traceback.
+
+    >>> len(str(LimbeckError("x" * 10_000)))
+    4000
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - TAIL - 5]} ... {text[-TAIL:]}"
 
 
 class ConfigError(LimbeckError, ValueError):
@@ -127,7 +138,7 @@ def inert(value: object) -> object:
     return value
 
 
-MOST_CHOICES, LONGEST_LIST = 500, 3000  # that are looked through; characters that are shown
+MOST_CHOICES = 500  # that are looked through
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -141,5 +152,4 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     known = sorted({f"{choice:.60}" for choice in choices})  # names may be a stranger's, and many
     close = difflib.get_close_matches(word, known[:MOST_CHOICES], n=1)
     hint = f'Did you mean "{close[0]}"? ' if close else ""
-    told = ", ".join(known)
-    return f"{hint}Known: {told if len(told) < LONGEST_LIST else told[:LONGEST_LIST] + '...'}."
+    return f"{hint}Known: {', '.join(known)}."

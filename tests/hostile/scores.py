@@ -115,6 +115,12 @@ SCORES = [
         "must name each column once, received problem_id, correct, correct",
     ),
     Case(
+        "CSV with a name of 10,000 characters",
+        "scores import",
+        file("table.csv", "x" * 10_000 + ",correct\np,1\n"),
+        "a row needs problem_id, received xxx",
+    ),
+    Case(
         "CSV with an open quote",
         "scores import",
         file("table.csv", 'problem_id,correct\n"p,1\n' + "x\n" * 10),
