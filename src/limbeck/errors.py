@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-
 LONGEST, TAIL = 4000, 500  # characters of a message: it may repeat what a stranger's file calls its columns
 
 
