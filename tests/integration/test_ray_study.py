@@ -1,4 +1,4 @@
-"""A study on a Ray cluster of two workers: the same files as in this process and in several; killed here and there, too."""
+"""A study on a Ray cluster of two workers: the same files as in this process; killed here and there, too."""
 
 from __future__ import annotations
 
@@ -98,12 +98,10 @@ def serial(finished) -> dict[str, dict[str, str]]:
     return files_of(finished)
 
 
-def test_ray_and_processes_give_the_files_of_one_process(study, serial, two_workers, tmp_path):
+def test_ray_gives_the_files_of_one_process(study, serial, two_workers, tmp_path):
     run_study(load_study(str(study)), tmp_path / "ray", on="auto")
     assert files_of(tmp_path / "ray") == serial
     assert not sys.modules["ray"].is_initialized()
-    run_study(load_study(str(study), ("workers=2",)), tmp_path / "processes")
-    assert files_of(tmp_path / "processes") == serial
     steps = read_json(tmp_path / "ray" / "results" / "provenance.json")["steps"]
     assert len(steps) == len(serial)
     assert all(step["seconds"] is not None for step in steps)
