@@ -46,7 +46,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 SECONDS, WAIT = 10, 120  # of the processor for one input, and by the clock
 MEMORY_BYTES = 2 << 30  # beyond what the process has before its first input
 LARGEST = 1 << 20  # bytes of an input that is kept to be changed further
-KINDS = ("inputs", "refused", "accepted", "findings", "minutes", "CPU minutes", "peak MiB")
+KINDS = ("inputs", "refused", "accepted", "findings", "minutes", "CPU minutes")
 
 
 class HangError(BaseException):
@@ -96,7 +96,7 @@ def _cells(stored: dict[str, Any], name: str) -> list[str]:
 
 def fuzz(name: str, seconds: float, seed: int, keep: Path, *, smoke: bool = False) -> dict[str, float]:
     """By kind, of one parser over its time; a process that died is a finding, and another takes its place."""
-    counts, used, busy, peak = Counter[str](), 0.0, 0.0, 0.0
+    counts, used, busy = Counter[str](), 0.0, 0.0
     while used < seconds:
         with tempfile.TemporaryDirectory() as scratch:
             begun = seed + sum(counts.values())
@@ -110,7 +110,7 @@ def fuzz(name: str, seconds: float, seed: int, keep: Path, *, smoke: bool = Fals
             if not told:
                 raise SystemExit(f"{name} died before its first input")
             counts.update(told["counts"])
-            used, busy, peak = used + told["seconds"], busy + told["busy"], max(peak, told["peak"])
+            used, busy = used + told["seconds"], busy + told["busy"]
             found = sorted(Path(scratch).glob("finding-*"))
             if done.returncode:
                 counts["findings"] += 1
@@ -119,7 +119,7 @@ def fuzz(name: str, seconds: float, seed: int, keep: Path, *, smoke: bool = Fals
                 shutil.copytree(folder, keep / f"{name}-{begun}-{place}", dirs_exist_ok=True)
         if smoke:
             break
-    measured = {"minutes": used / 60, "CPU minutes": busy / 60, "peak MiB": peak / 2**20}
+    measured = {"minutes": used / 60, "CPU minutes": busy / 60}
     return {"inputs": sum(counts.values()), **{kind: counts[kind] for kind in KINDS[1:4]}, **measured}
 
 
@@ -133,7 +133,7 @@ def work(name: str, scratch: Path, seconds: float, seed: int, *, most: int | Non
     guided = most is None and importlib.util.find_spec("atheris") is not None
     with instrumented() if guided else contextlib.nullcontext():
         wholes, opened, target = prepare(name, scratch)
-    before, begin, busy = resident(), time.monotonic(), time.process_time()
+    begin, busy = time.monotonic(), time.process_time()
     pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (pages + MEMORY_BYTES, pages + MEMORY_BYTES))
     counts = Counter[str]()
@@ -147,7 +147,7 @@ def work(name: str, scratch: Path, seconds: float, seed: int, *, most: int | Non
             (folder / file).write_bytes(data)
         counts[outcome(name, opened, folder / target if target else folder, scratch)] += 1
         used = time.monotonic() - begin
-        told = {"counts": counts, "seconds": used, "busy": time.process_time() - busy, "peak": peak() - before}
+        told = {"counts": counts, "seconds": used, "busy": time.process_time() - busy}
         (scratch / "told.json").write_text(json.dumps(told))
         return used < seconds and sum(counts.values()) != most
 
@@ -199,16 +199,6 @@ def _limit(seconds: float, wait: float) -> None:
 
 def _hang(*_: object) -> None:
     raise HangError(f"more than {SECONDS} seconds of the processor, or {WAIT} in all")
-
-
-def peak() -> float:
-    """The most memory that this process had, in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def resident() -> float:
-    """The memory that this process has, in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def instrumented() -> Any:

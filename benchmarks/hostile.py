@@ -27,7 +27,7 @@ for name in THREAD_VARIABLES:  # forks of a process with threads may hang
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_DEACTIVATE_ASYNC_LOAD": "1"}
 sys.path[:0] = [str(Path(__file__).parents[1])]  # tests.hostile
 
-from fuzz import prepare, resident  # noqa: E402
+from fuzz import prepare  # noqa: E402
 from parsers import PARSERS  # noqa: E402
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -58,6 +58,11 @@ def opened(case: Any, folder: Path) -> Opened:
     seconds = time.perf_counter() - begin
     told = json.loads(said.read_text()) if said.exists() else {"outcome": f"ended with {code}", "memory": 0.0}
     return Opened(f"{case.verb}: {case.wrong}", told["outcome"], seconds, told["memory"], size)
+
+
+def resident() -> float:
+    """The memory that this process has, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _open(case: Any, given: Path, said: Path) -> None:
