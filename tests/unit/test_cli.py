@@ -131,7 +131,10 @@ def test_objectives_and_metrics_print_their_tables():
             'name = "x"\nquestion = "?"\nstudent = "abacus:base"\nteecher = "abacus:teacher"\n[[arms]]\nname = "sft"',
             '"teecher"',
         ),
-        ('name = "x"\nquestion = "?"\nstudent = "abacus:base"\n[[arms]]\nname = "sft"', "rollouts.path or a teacher"),
+        (
+            'name = "x"\nquestion = "?"\nstudent = "abacus:base"\n[[arms]]\nname = "sft"',
+            "rollouts.server or a teacher",
+        ),
         (
             'name = "x"\nquestion = "?"\nstudent = "nowhere/model"\nteacher = "abacus:teacher"\n[[arms]]\nname = "sft"',
             "nowhere",

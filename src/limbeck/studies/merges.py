@@ -54,7 +54,12 @@ def add_up(base: str, adapters: Sequence[Path], weights: Sequence[float], out: P
         adapters: folders of PEFT adapters.
         weights: one an adapter.
         out: the new adapter's folder.
+
+    Raises:
+        ModelError: a folder that is no adapter.
     """
+    for path in adapters:
+        read_adapter(path)  # refuses a pickle in the place of weights, which peft would open
     names = [f"part_{place}" for place in range(len(adapters))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is on its way out

@@ -50,7 +50,7 @@ def describe(section: str, key: str) -> str:
     """What a key means: the docstring of its field.
 
     >>> describe("StudyConfig", "teacher")
-    'Samples the rollouts unless `rollouts.path` is given; evaluated beside the arms.'
+    'Samples the rollouts unless `rollouts.path` or `rollouts.server` is given; evaluated beside the arms.'
     """
     schema = study_schema()
     return (schema if section == "StudyConfig" else schema["$defs"][section])["properties"][key]["description"]

@@ -464,8 +464,8 @@ def test_the_page_says_what_may_be_inexact_and_which_options_there_are():
     page = (Path(__file__).parents[3] / "docs" / "servers.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", page, re.MULTILINE))
     assert {name: text.replace("`", "") for name, text in rows.items()} == NOTES | SCORING_NOTES
-    verbs = ("sample", "score")
-    said = "".join(CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "200"}).output for verb in verbs)
+    verbs = (["sample"], ["score"], ["study", "run"])
+    said = "".join(CliRunner().invoke(cli.app, [*verb, "--help"], env={"COLUMNS": "200"}).output for verb in verbs)
     for option in set(re.findall(r"`(--[a-z-]+)", page)) - {"--logprobs-mode"}:
         assert option in said, option
 
