@@ -65,12 +65,14 @@ def python_rows(batches: Iterable[pa.RecordBatch], budget: Budget) -> Iterator[d
 
 def _num_values(column: pa.Array) -> int:
     """A column's rows and what is nested in them."""
-    kind = column.type
+    kind, inside = column.type, []
     if pa.types.is_struct(kind):
-        return len(column) + sum(map(_num_values, column.flatten()))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return len(column) + _num_values(column.flatten())
-    return len(column)
+        inside = column.flatten()
+    elif pa.types.is_map(kind):
+        inside = [column.keys, column.items]
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inside = [column.flatten()]
+    return len(column) + sum(map(_num_values, inside))
 
 
 def read_parquet(path: Path, schema: pa.Schema, chosen: pc.Expression | None = None) -> pa.Table:
