@@ -7,6 +7,7 @@ from limbeck.report.view import View
 from limbeck.report.words import compact, fixed, number, percent
 
 KEYS = ("value", "seed_sd", "samples_disagree", "seeds_disagree", "problems")
+ROUNDING = 1e-6  # of an accuracy: a spread below it is none
 
 
 def table(view: View) -> Table | None:
@@ -19,7 +20,7 @@ def table(view: View) -> Table | None:
             continue
         value, spread = number(arm["value"]), number(arm["seed_sd"])
         samples, seeds = (number(arm["disagreement"][key]) for key in ("samples", "seeds"))
-        problems = value * (1 - value) / spread**2 if spread > 0 else float("nan")
+        problems = value * (1 - value) / spread**2 if spread > ROUNDING else float("nan")
         rows.append([
             Cell(str(labels.get(arm["name"], arm["name"])), arm["name"]), Cell(str(arm["seeds"]), arm["seeds"]),
             Cell(percent(value), value), Cell(fixed(100 * spread, 2), spread), Cell(percent(samples), samples),
@@ -34,7 +35,7 @@ def table(view: View) -> Table | None:
             "Standard deviation of accuracy over training seeds, what problems alone would cause taken out (0 where seeds differ "
             "by no more); how often two samples of one run, and one sample each of two seeds, differ in being right; and the "
             "number of problems whose sampling error is as large as that of one training run: beyond it more problems help less "
-            "than more seeds. From five seeds a standard deviation is known to a factor of 0.6 to 2.9. `limbeck power --pilot` "
+            "than more seeds. From five seeds a standard deviation is known to a factor of 0.6 to 2.9. limbeck power --pilot "
             "plans with these numbers."
         ),
         head=["arm", "seeds", "right", "sd over seeds, points", "samples differ", "seeds differ", "problems"],
