@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.report.parts import Cell, Sheet, Table
 from limbeck.report.tables import name_cell
 from limbeck.report.view import Pair, View
-from limbeck.report.words import NONE, bounds, fixed, number, p_value, percent
+from limbeck.report.words import NONE, bounds, fixed, gain, number, p_value, percent
 
 _PAIR_COLUMNS = ("difference", "low", "high", "p", "p_holm")
 
@@ -97,14 +97,10 @@ def _pair_cells(pair: Pair | None, alpha: float) -> list[Cell]:
     called = pair.p_holm < alpha
     tone = "" if not called else "up" if pair.difference > 0 else "down"
     return [
-        Cell(_signed(pair.difference), pair.difference, tone=tone),
+        Cell(gain(pair.difference), pair.difference, tone=tone),
         Cell(bounds(pair.low, pair.high, scale=100.0), pair.low),
         Cell(p_value(pair.p_holm).removeprefix("p ").removeprefix("= "), pair.p_holm),
     ]
-
-
-def _signed(difference: float) -> str:
-    return f"{'+' if round(100 * difference, 1) > 0 else ''}{fixed(100 * difference, 1)}"
 
 
 def pairs_over_seeds(view: View) -> Table | None:
@@ -117,7 +113,7 @@ def pairs_over_seeds(view: View) -> Table | None:
         [
             *(Cell(str(labels.get(p[side], p[side])), arms=[p[side]] if p[side] in labels else []) for side in "ab"),
             Cell(" and ".join(map(str, p["seeds"]))),
-            Cell(_signed(p["difference"]), p["difference"]),
+            Cell(gain(p["difference"]), p["difference"]),
             Cell(bounds(p["low"], p["high"], scale=100.0), p["low"]),
             Cell(p_value(p["p_holm"]).removeprefix("p ").removeprefix("= "), p["p_holm"]),
             Cell(fixed(100 * number(p["smallest_callable"]), 1), number(p["smallest_callable"])),

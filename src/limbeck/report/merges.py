@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from limbeck.report.parts import Cell, Sheet, Table
 from limbeck.report.tables import name_cell
 from limbeck.report.view import Run, View
-from limbeck.report.words import bounds, fixed, number, p_value, percent
+from limbeck.report.words import bounds, fixed, gain, number, p_value, percent
 from limbeck.stats.factors import mean_of_runs
 from limbeck.types import Estimate
 
@@ -94,7 +94,7 @@ def table(view: View) -> Table | None:
         expected, found = _mean(merge.expected), _mean(merge.found)
         best = next(run for run in view.runs if run.arm == merge.best)
         pair = view.over_seeds(merge.run.arm, merge.best) or view.pair(merge.run.id, best.id)
-        beyond = f"{fixed(100 * pair.difference, 1)} ({bounds(pair.low, pair.high, scale=100.0)})" if pair else ""
+        beyond = f"{gain(pair.difference)} ({bounds(pair.low, pair.high, scale=100.0)})" if pair else ""
         rows.append([
             name_cell(view, merge.run.id), Cell(merge.kind, merge.kind), Cell(fixed(cosine), cosine),
             Cell(percent(expected), expected), Cell(percent(found), found, tone="strong"), _points(over),
@@ -191,4 +191,4 @@ def _mean(by_seed: dict[object, float]) -> float:
 
 def _points(found: Estimate) -> Cell:
     span = bounds(found.low, found.high, scale=100.0) if found.n > 1 else ""
-    return Cell(fixed(100 * found.value, 1), found.value, note=span)
+    return Cell(gain(found.value), found.value, note=span)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from limbeck.report.parts import Cell, Sheet, Table
 from limbeck.report.view import Pair, View
-from limbeck.report.words import bounds, fixed, p_value
+from limbeck.report.words import bounds, fixed, gain, p_value
 from limbeck.stats.multiplicity import holm
 
 
@@ -29,7 +29,7 @@ def table(view: View) -> Table | None:
         tone = "" if not called else "up" if pair.difference > 0 else "down"
         rows.append([
             *(Cell(labels.get(name, view.label(name)), name) for name in (pair.a, pair.b)),
-            Cell(fixed(100 * pair.difference, 1), pair.difference, tone=tone),
+            Cell(gain(pair.difference), pair.difference, tone=tone),
             Cell(bounds(pair.low, pair.high, scale=100.0), pair.low),
             *(Cell(p_value(p).removeprefix("p ").removeprefix("= "), p) for p in (pair.p, pair.p_holm)),
             Cell(fixed(100 * pair.smallest_callable, 1), pair.smallest_callable),

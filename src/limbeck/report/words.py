@@ -68,6 +68,15 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{fixed(100 * value, digits)} %" if math.isfinite(value) else NONE
 
 
+def gain(value: float) -> str:
+    """A difference of fractions as a number of percentage points, its sign told.
+
+    >>> gain(0.042), gain(-0.01), gain(0.0)
+    ('+4.2', '−1.0', '0.0')
+    """
+    return f"{'+' if round(100 * value, 1) > 0 else ''}{fixed(100 * value, 1)}"
+
+
 def points(value: float, *, signed: bool = True) -> str:
     """A difference of fractions in percentage points.
 
@@ -76,8 +85,7 @@ def points(value: float, *, signed: bool = True) -> str:
     """
     if not math.isfinite(value):
         return NONE
-    sign = "+" if signed and round(100 * value, 1) > 0 else ""
-    return f"{sign}{fixed(100 * value, 1)} points"
+    return f"{gain(value) if signed else fixed(100 * value, 1)} points"
 
 
 def bounds(low: float, high: float, digits: int = 1, scale: float = 1.0) -> str:
