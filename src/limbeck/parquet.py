@@ -94,6 +94,8 @@ def checked(batch: pa.RecordBatch, budget: Budget) -> pa.RecordBatch:
         DataError: the budget is spent.
         pyarrow.ArrowInvalid: it is not valid.
     """
+    if batch.num_rows < 0:
+        raise pa.ArrowInvalid(f"a batch of {batch.num_rows} rows")
     batch.validate(full=True)
     budget.spend(batch.nbytes + sum(map(_repeated, batch.columns)))
     return batch

@@ -280,6 +280,12 @@ PROBLEMS = [
         "nesting too deep to read",
     ),
     Case(
+        "an Arrow batch of fewer than no rows",
+        "eval --problems",
+        found("problems.arrow", "negative.arrow"),
+        "is cut or damaged after row 0: a batch of -",
+    ),
+    Case(
         "half a million short rows in kilobytes",
         "eval --problems",
         table("problems.parquet", {"prompt": ["1"] * 500_000, "answer": ["2"] * 500_000}),
