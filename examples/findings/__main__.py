@@ -1,6 +1,7 @@
 """The registered comparisons of docs/results, from the results of a packaged study to numbers and a verdict.
 
-    python examples/findings dpo-or-rate runs/dpo-or-rate
+    python examples/findings dpo-or-rate runs/dpo-or-rate                 # the table and the verdict
+    python examples/findings dpo-or-rate runs/dpo-or-rate docs/results    # and keep what they are made of, and the figure
 
 What is printed is what the page of that name registers: its primary comparisons with Holm's correction, the secondary numbers,
 and what its rule makes of them. Nothing here trains.
@@ -16,10 +17,16 @@ from barrier import barrier
 from colinear import colinear
 from contrast import Row
 from dpo_or_rate import dpo_or_rate
+from erpd_frontier import erpd_frontier
+from factorial import factorial
 from forgetting import forgetting
+from keep import keep
 from locking import locking
 from measured import Data
+from merging import merging
 from rounding import rounding
+from study_size import study_size
+from trrd import trrd
 
 QUESTIONS: dict[str, Callable[[Data], tuple[list[Row], str]]] = {
     "dpo-or-rate": dpo_or_rate,
@@ -28,6 +35,11 @@ QUESTIONS: dict[str, Callable[[Data], tuple[list[Row], str]]] = {
     "forgetting": forgetting,
     "locking": locking,
     "rounding": rounding,
+    "trrd": trrd,
+    "erpd-frontier": erpd_frontier,
+    "factorial": factorial,
+    "merging": merging,
+    "study-size": study_size,
 }
 
 
@@ -42,18 +54,26 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def main(name: str, folder: Path) -> str:
+def main(name: str, folder: Path, out: Path | None = None) -> str:
     """What a study says of its question.
 
     Args:
         name: of the packaged study.
-        folder: of the study, or of its results.
+        folder: of the study, of its results, or of what was kept of them.
+        out: keeps what the numbers are made of under ``data/NAME`` and draws ``figures/NAME.svg``.
     """
-    rows, verdict = QUESTIONS[name](Data(folder))
+    data = Data(folder)
+    rows, verdict = QUESTIONS[name](data)
+    if out is not None:
+        from figures import DRAWN  # needs matplotlib
+        from plotting import save
+
+        keep(data.folder, out / "data" / name)
+        save(DRAWN[name](data, rows), out / "figures" / f"{name}.svg")
     return f"{table(rows)}\n\nThe claim {verdict}."
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in QUESTIONS:
-        sys.exit(f"usage: python examples/findings {{{','.join(QUESTIONS)}}} DIR")
-    print(main(sys.argv[1], Path(sys.argv[2])))
+    if len(sys.argv) not in (3, 4) or sys.argv[1] not in QUESTIONS:
+        sys.exit(f"usage: python examples/findings {{{','.join(QUESTIONS)}}} DIR [OUT]")
+    print(main(sys.argv[1], *map(Path, sys.argv[2:])))

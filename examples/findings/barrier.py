@@ -18,7 +18,7 @@ NODES = ("base", "sft", "rft", "dft", "rift", "grpo", "dpo", "dpo-slow")
 
 def barrier(data: Data) -> tuple[list[Row], str]:
     """The mid-point over the chord of every path and loss, over problems and seeds."""
-    items = _path_items(data)
+    items = path_items(data)
     worse = {(p["a"], p["b"], p["loss"]): p["worse_than_ends"] for p in read_json(data.folder / "paths.json")}
     rows = []
     asked = [(("rift", "dpo-slow"), "primary"), (("rift", "dpo"), "primary")]
@@ -47,7 +47,7 @@ def barrier(data: Data) -> tuple[list[Row], str]:
 Curves = dict[tuple[str, str, str], dict[float, np.ndarray]]
 
 
-def _path_items(data: Data) -> Curves:
+def path_items(data: Data) -> Curves:
     """Losses by path and point, problems in one order."""
     table = pq.read_table(data.folder / "path_items.parquet").sort_by("problem_id").to_pydict()
     found: dict[tuple[str, str, str], dict[float, list[float]]] = {}

@@ -62,7 +62,7 @@ def colinear(data: Data) -> tuple[list[Row], str]:
         return data.number("cosine", a, b).value
 
     def at(pair: tuple[str, str], share: int, seeds: Sequence[int]) -> float:
-        return cleared(cosine, *(f"{arm}-{share}" for arm in pair), seeds)
+        return cleared(cosine, f"{pair[0]}-{share}", f"{pair[1]}-{share}", seeds)
 
     rows = []
     for pair in PAIRS:

@@ -46,7 +46,7 @@ def forgetting(data: Data) -> tuple[list[Row], str]:
     """What is still solved where an arm has first gained so much, and where it has first moved so far."""
     points = read_json(data.folder / "frontier.json")["points"]
     accuracy = {name: float(right.mean()) for name, right in data.scores.items()}
-    distance, cka = _kl(points), _cka(data)
+    distance, cka = kl_of(points), cka_of(data)
     gained = _places(data, points, accuracy, accuracy["base"] + GAIN)
     moved = _places(data, points, distance, math.log(DISTANCE))
     rows = [*_kept(data, gained, f"gain of {100 * GAIN:g} points"), *_kept(data, moved, f"KL of {DISTANCE:g}")]
@@ -117,7 +117,7 @@ def _between(values: Any, place: Place) -> Any:
     return (1 - place.share) * values[place.before] + place.share * values[place.after]
 
 
-def _kl(points: Sequence[dict[str, Any]]) -> dict[str, float]:
+def kl_of(points: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Logarithm of the exact KL(student||base), nats a token, by point; the base's is that of a millionth."""
     exact = ("student_reference", "exact", "nats/token")
     found = {
@@ -127,7 +127,7 @@ def _kl(points: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: math.log(max(value or 0.0, 1e-6)) for name, value in found.items()}
 
 
-def _cka(data: Data) -> dict[str, float]:
+def cka_of(data: Data) -> dict[str, float]:
     """Debiased CKA to the base in the last layer, by point."""
     last = max(key[4] for key in data.rows if key[0] == "cka_debiased")
     own = [row for row in data.rows.values() if (row.metric, row.layer, row.other) == ("cka_debiased", last, "base")]

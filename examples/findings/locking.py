@@ -74,12 +74,13 @@ class Early(NamedTuple):
     above_order: bool
 
 
-def _steps(data: Data, run: str) -> list[int]:
+def steps_of(data: Data, run: str) -> list[int]:
+    """The steps at which a run was measured."""
     return sorted({key[7] for key in data.rows if key[5] == run and key[0] == "increment_norm"})
 
 
 def _early(data: Data, run: str) -> Early:
-    steps = _steps(data, run)
+    steps = steps_of(data, run)
     step = min(steps, key=lambda s: abs(s - EARLY * steps[-1]))
     where = {"aggregation": "module-mean", "side": "right", "k": K, "step": step}
     walk, order = (data.number("sim_k", run, "end", null=null, **where) for null in ("N-WALK", "N-EXCH-NORM"))
@@ -88,5 +89,5 @@ def _early(data: Data, run: str) -> Early:
 
 def _over_walk(data: Data, run: str) -> float:
     """Stable rank at the end over that of walks of the same increments."""
-    row = data.number("stable_rank", run, aggregation="module-mean", step=_steps(data, run)[-1], null="N-WALK")
+    row = data.number("stable_rank", run, aggregation="module-mean", step=steps_of(data, run)[-1], null="N-WALK")
     return row.value / row.null.mean

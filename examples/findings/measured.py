@@ -55,6 +55,10 @@ class Data:
         """Problems by seeds."""
         return np.stack([self.scores[f"{arm}-s{seed}"] for seed in (self.seeds if seeds is None else seeds)], 1)
 
+    def seeds_of(self, arm: str) -> list[int]:
+        """The seeds of an arm, which may be its own."""
+        return [run["seed"] for run in self.runs.values() if run["arm"] == arm]
+
     def matched(self, a: str, b: str, *, within: float = 0.1) -> bool:
         """Whether the updates of two arms are about equally long in every seed."""
         norms = [[float(self.runs[f"{arm}-s{seed}"]["update_norm"]) for arm in (a, b)] for seed in self.seeds]

@@ -147,7 +147,7 @@ def foretold(view: View) -> Table | None:
     for kind in dict.fromkeys(merge.kind for merge in known):
         alike = [merge for merge in known if merge.kind == kind and len(merge.parts) == 2]
         for told, becomes, read, outcome in FORETOLD:
-            orders = _by_seed([read(m) for m in alike], [outcome(m) for m in alike])
+            orders = order_by_seed([read(m) for m in alike], [outcome(m) for m in alike])
             if not orders:
                 continue
             mean = mean_of_runs(orders)
@@ -174,7 +174,7 @@ def foretold(view: View) -> Table | None:
     )  # fmt: skip
 
 
-def _by_seed(known: Sequence[dict[object, float]], found: Sequence[dict[object, float]]) -> list[float]:
+def order_by_seed(known: Sequence[dict[object, float]], found: Sequence[dict[object, float]]) -> list[float]:
     """The rank correlation at every seed where enough merges have both numbers and neither is the same for all."""
     out = []
     for seed in dict.fromkeys(seed for values in found for seed in values):

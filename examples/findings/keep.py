@@ -1,0 +1,43 @@
+"""What the registered numbers and figures are made of, small enough for a repository."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from limbeck.folders import read_json, write_json
+
+KEPT = ("study.json", "arms.json", "comparison.json", "training.json", "paths.json", "frontier.json", "factorial.json")
+FROM = ("versions", "python", "started", "seconds")  # of where it ran; no names of machines or folders
+
+
+def keep(results: Path, out: Path) -> Path:
+    """Whatever a question reads: all but samples, and but measurements of single matrices and of kinds of matrices.
+
+    Args:
+        results: of a study.
+        out: replaced; `python examples/findings NAME out` prints what the results themselves print.
+    """
+    if out.is_dir() and out.resolve() != results.resolve():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        if (results / name).is_file():
+            write_json(out / name, read_json(results / name))
+    whole = (pc.field("aggregation") != "module") & (pc.field("kind") == "")
+    _rewrite(results / "measurements.parquet", out, whole)
+    for name in ("scores.parquet", "path_items.parquet"):
+        if (results / name).is_file():
+            _rewrite(results / name, out, None)
+    if (results / "provenance.json").is_file():
+        provenance = read_json(results / "provenance.json")
+        write_json(out / "provenance.json", {key: provenance[key] for key in FROM})
+    return out
+
+
+def _rewrite(path: Path, out: Path, chosen: pc.Expression | None) -> None:
+    table = pq.read_table(path, filters=chosen)
+    pq.write_table(table, out / path.name, compression="zstd", compression_level=19)
