@@ -10,7 +10,6 @@ import numpy as np
 from contrast import HELD, NOT, OPEN, Row, cleared, corrected, over_problems, over_runs
 from measured import Data
 
-from limbeck.folders import read_json
 from limbeck.stats.factors import jackknife
 
 SHARES = (25, 50, 75, 95)
@@ -43,14 +42,13 @@ def weights_of(arm: str, share: float) -> tuple[float, float]:
 def predicted(data: Data, pair: tuple[str, str], share: int, seeds: Sequence[int], ratio: float | None = None) -> float:
     """By the algebra, from the arms that learn from right and from wrong rollouts alone."""
 
-    def steepness(run: str) -> float:
-        return fmean(line["grad_norm"] for line in read_json(data.folder / "training.json")[run])
-
     def cosine(a: str, b: str) -> float:
         return data.number("cosine", a, b).value
 
     between = cleared(cosine, "right", "wrong", seeds)
-    over = fmean(steepness(f"wrong-s{s}") / steepness(f"right-s{s}") for s in seeds) if ratio is None else ratio
+    over = (
+        fmean(data.steepness[f"wrong-s{s}"] / data.steepness[f"right-s{s}"] for s in seeds) if ratio is None else ratio
+    )
     one, other = (weights_of(arm, share / 100) for arm in pair)
     return mixed_cosine(one, other, max(-1.0, min(1.0, between)), over)
 

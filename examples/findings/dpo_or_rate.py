@@ -41,6 +41,11 @@ def dpo_or_rate(data: Data) -> tuple[list[Row], str]:
                 f"cosine of SFT and DPO at rate {high}, less that of rates {low} and {high}", found, "beyond the rate"
             )
         )
+    for suffix, rate in ((suffix, rate) for suffix in ("-norm", "") for rate in RATES):
+        a, b = f"sft-{rate}{suffix}", f"dpo-{rate}{suffix}"
+        for what, number in (("cosine of", across), ("what one mean update would score,", reliability)):
+            found = jackknife(lambda s, n=number, a=a, b=b: n(cosine, a, b, s), data.seeds)
+            rows.append(over_runs(f"{what} {a} and {b}", found))
     rows = corrected(rows + _states_and_angles(data))
     seed = [row for row, ok in zip(rows, matched, strict=False) if ok]
     rate = [row for row in rows if row.family == "beyond the rate"]
@@ -53,7 +58,7 @@ def dpo_or_rate(data: Data) -> tuple[list[Row], str]:
 
 def _states_and_angles(data: Data) -> list[Row]:
     """The same of hidden states and subspaces at matched norms, and CKA to the base."""
-    last = max((key[4] for key in data.rows if key[0] == "cka_debiased"), default=-1)
+    last = max((key[4] for key in data.of("cka_debiased")), default=-1)
     rows = []
     for rate in RATES:
         a, b = f"sft-{rate}-norm", f"dpo-{rate}-norm"

@@ -50,6 +50,7 @@ def dpo_or_rate(data: Data, rows: Sequence[Row]) -> Figure:
             tenfold = [(f"{arm}-{low}{suffix}", f"{arm}-{low + 2}{suffix}") for low in (1, 2)]
             found = [jackknife(lambda s, a=a, b=b: across(cosine, a, b, s), data.seeds) for a, b in tenfold]
             line(panel, rates[2:], found, place, f"{arm.upper()} at a rate and a tenth of it", "--")
+        panel.axhline(0, color=MUTED, linewidth=0.7, linestyle=(0, (4, 2)))
         panel.set(xscale="log", xlabel="learning rate", title=title)
     axes[0].set_ylabel("cosine of whole updates")
     names_below(figure, axes[0], 3)

@@ -129,6 +129,6 @@ def kl_of(points: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def cka_of(data: Data) -> dict[str, float]:
     """Debiased CKA to the base in the last layer, by point."""
-    last = max(key[4] for key in data.rows if key[0] == "cka_debiased")
-    own = [row for row in data.rows.values() if (row.metric, row.layer, row.other) == ("cka_debiased", last, "base")]
+    last = max(key[4] for key in data.of("cka_debiased"))
+    own = [row for row in data.of("cka_debiased").values() if (row.layer, row.other) == (last, "base")]
     return {"base": 1.0, **{row.arm if row.step < 0 else f"{row.arm}@{row.step}": row.value for row in own}}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from limbeck.folders import read_json, write_json
 
-KEPT = ("study.json", "arms.json", "comparison.json", "training.json", "paths.json", "frontier.json", "factorial.json")
+KEPT = ("study.json", "arms.json", "paths.json", "frontier.json", "factorial.json")
 FROM = ("versions", "python", "started", "seconds")  # of where it ran; no names of machines or folders
 
 
@@ -27,6 +28,9 @@ def keep(results: Path, out: Path) -> Path:
     for name in KEPT:
         if (results / name).is_file():
             write_json(out / name, read_json(results / name))
+    comparison = read_json(results / "comparison.json")
+    write_json(out / "comparison.json", comparison | {"pairs": []})  # which the scores below give again
+    _training(results / "training.json", out / "training.parquet")
     whole = (pc.field("aggregation") != "module") & (pc.field("kind") == "")
     _rewrite(results / "measurements.parquet", out, whole)
     for name in ("scores.parquet", "path_items.parquet"):
@@ -41,3 +45,10 @@ def keep(results: Path, out: Path) -> Path:
 def _rewrite(path: Path, out: Path, chosen: pc.Expression | None) -> None:
     table = pq.read_table(path, filters=chosen)
     pq.write_table(table, out / path.name, compression="zstd", compression_level=19)
+
+
+def _training(path: Path, out: Path) -> None:
+    """Curves as columns: a row a step of a run."""
+    if path.is_file():
+        rows = [{"run": run, **line} for run, lines in read_json(path).items() for line in lines]
+        pq.write_table(pa.Table.from_pylist(rows), out, compression="zstd", compression_level=19)

@@ -76,7 +76,7 @@ class Early(NamedTuple):
 
 def steps_of(data: Data, run: str) -> list[int]:
     """The steps at which a run was measured."""
-    return sorted({key[7] for key in data.rows if key[5] == run and key[0] == "increment_norm"})
+    return sorted({key[7] for key in data.of("increment_norm") if key[5] == run})
 
 
 def _early(data: Data, run: str) -> Early:

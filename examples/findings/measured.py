@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,16 @@ class Data:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "results" if (folder / "results").is_dir() else folder
         self.seeds: list[int] = read_json(self.folder / "study.json")["seeds"]
+        self._rows: dict[str, dict[tuple[Any, ...], Measurement]] = {}
         self.runs: dict[str, dict[str, Any]] = {run["run"]: run for run in read_json(self.folder / "arms.json")}
 
-    @cached_property
-    def rows(self) -> dict[tuple[Any, ...], Measurement]:
-        """Numbers of more than one matrix, over all kinds of matrices."""
-        whole = [("aggregation", "!=", "module"), ("kind", "=", "")]
-        found = read_measurements(self.folder / "measurements.parquet", pq.filters_to_expression(whole))
-        return {(*_key(row), row.arm, row.other, row.step, _null(row)): row for row in found}
+    def of(self, metric: str) -> dict[tuple[Any, ...], Measurement]:
+        """Its numbers of more than one matrix, over all kinds of matrices."""
+        if metric not in self._rows:
+            whole = [("metric", "=", metric), ("aggregation", "!=", "module"), ("kind", "=", "")]
+            found = read_measurements(self.folder / "measurements.parquet", pq.filters_to_expression(whole))
+            self._rows[metric] = {(*_key(row), row.arm, row.other, row.step, _null(row)): row for row in found}
+        return self._rows[metric]
 
     def number(
         self, metric: str, arm: str, other: str = "", *, aggregation: str = "stacked", side: str = "", k: int = 0,
@@ -40,7 +43,7 @@ class Data:
         kind = (metric, aggregation, side, k, layer)
         keys = [(*kind, *ends, step, null) for ends in ((arm, other), (other, arm))]
         missing = Measurement(metric=metric, aggregation=aggregation, value=math.nan, unit="")
-        return next((self.rows[key] for key in keys if key in self.rows), missing)
+        return next((self.of(metric)[key] for key in keys if key in self.of(metric)), missing)
 
     @cached_property
     def scores(self) -> dict[str, np.ndarray]:
@@ -50,6 +53,18 @@ class Data:
         for name, right in zip(table["name"], table["right"], strict=True):
             found.setdefault(name, []).append(right)
         return {name: np.array(values) for name, values in found.items()}
+
+    @cached_property
+    def steepness(self) -> dict[str, float]:
+        """Mean norm of the gradient over a run."""
+        if (self.folder / "training.json").is_file():
+            lines = ((run, line) for run, lines in read_json(self.folder / "training.json").items() for line in lines)
+        else:
+            lines = ((line["run"], line) for line in pq.read_table(self.folder / "training.parquet").to_pylist())
+        found: dict[str, list[float]] = {}
+        for run, line in lines:
+            found.setdefault(run, []).append(line["grad_norm"])
+        return {run: fmean(norms) for run, norms in found.items()}
 
     def grid(self, arm: str, seeds: Sequence[int] | None = None) -> Grid:
         """Problems by seeds."""

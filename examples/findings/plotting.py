@@ -32,6 +32,7 @@ def panels(
 
 def save(figure: Figure, path: Path) -> None:
     """The same numbers give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
         figure.savefig(temporary, format="svg", metadata=METADATA["svg"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from itertools import combinations
 from pathlib import Path
@@ -280,6 +281,41 @@ def test_every_question_has_its_page_its_study_and_its_study_at_scale():
             assert here.seeds == large.seeds
         else:
             assert re.search(r'^name = "[a-z-]+-qwen"$', page, re.MULTILINE)
+
+
+KEPT = sorted(path.name for path in (ROOT / "docs" / "results" / "data").iterdir())
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_page_prints_what_its_kept_measurements_give(name):
+    spec = importlib.util.spec_from_file_location("findings", ROOT / "examples" / "findings" / "__main__.py")
+    assert spec
+    assert spec.loader
+    findings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(findings)
+    results_page = ROOT / "docs" / "results" / f"{name}.md"
+    said = findings.main(name, ROOT / "docs" / "results" / "data" / name)
+    table, verdict = said.split("\n\n")
+    page = results_page.read_text(encoding="utf-8")
+    given = [line for line in table.splitlines()[2:] if not line.startswith("| secondary")]
+    quoted = [
+        line
+        for line in page.splitlines()
+        if line.startswith(tuple(line.split(" | ")[0] for line in table.splitlines()[2:]))
+    ]
+    assert set(given) <= set(quoted) <= set(table.splitlines())
+    assert (ROOT / "docs" / "results" / "figures" / f"{name}.svg").is_file()
+    summary = (ROOT / "docs" / "results" / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in summary.splitlines() if f"[{name}]" in line)
+    assert "not yet run" not in row
+    assert "not yet run" not in page
+    assert verdict.removeprefix("The claim ").rstrip(".") in page
+
+
+def test_what_is_kept_of_studies_is_small():
+    assert KEPT
+    total = sum(path.stat().st_size for path in (ROOT / "docs" / "results" / "data").rglob("*") if path.is_file())
+    assert total <= 20 * 2**20
 
 
 def answered(folder: Path, accuracy: dict[str, float], problems: int = 400, noise: float = 0.0) -> Path:
