@@ -16,7 +16,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -95,16 +95,18 @@ def claim(out: Path | str, *, overwrite: bool = False) -> Path:
     return out
 
 
-def seal(folder: Path | str, *, kind: str = "", facts: Mapping[str, Any] | None = None) -> None:
+def seal(
+    folder: Path | str, *, kind: str = "", facts: Mapping[str, Any] | None = None, apart: Collection[str] = ()
+) -> None:
     """Write the manifest: digests of every file and its own, versions, revision, host and the given facts. Last act of a verb.
 
     Ends the claim on the folder, and what it replaces goes. Under ``files`` the facts may have digests that are known
-    already; these files are not read again.
+    already; these files are not read again. Files ``apart`` have none, because others go on writing to them.
     """
     folder, facts = Path(folder), dict(facts or {})
     known = facts.pop("files", {})
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MARKER))
-    names = {p.relative_to(folder).as_posix(): p for p in files}
+    names = {name: p for p in files if (name := p.relative_to(folder).as_posix()) not in apart}
     manifest = {
         "kind": kind,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,6 +114,7 @@ def seal(folder: Path | str, *, kind: str = "", facts: Mapping[str, Any] | None 
         "revision": revision(),
         "host": host(),
         "files": {name: known.get(name) or file_digest(p) for name, p in names.items()},
+        **({"apart": sorted(apart)} if apart else {}),
         **facts,
     }
     _put(folder / MANIFEST, manifest_bytes(manifest))

@@ -79,6 +79,11 @@ class _Owner(NamedTuple):
     kind: str
     files: dict[str, str] | None
     finished: bool
+    apart: frozenset[str] = frozenset()
+
+    def writes_on(self, name: str) -> bool:
+        """Whether a file has no digest because others go on writing to it."""
+        return Path(name).relative_to(self.place).as_posix() in self.apart
 
 
 def size_of(folder: Path) -> int:
@@ -148,7 +153,8 @@ def _owners(folder: Path, names: list[str]) -> tuple[dict[str, _Owner], list[Pro
             problems.append(Problem(name, "manifest", says))
             continue
         if manifest is not None:
-            owners[place] = _Owner(place, str(manifest["kind"]), manifest["files"], finished=True)
+            apart = frozenset(manifest.get("apart", ()))
+            owners[place] = _Owner(place, str(manifest["kind"]), manifest["files"], finished=True, apart=apart)
     return owners, problems
 
 
@@ -177,7 +183,7 @@ def _of_file(
             f"must match its manifest's digest {wrong[:12]}..., received {found[:12]}...: it was changed or damaged after it was "
             "written. Copy it again, or make the folder anew.",
         )
-    elif not stated and (owner := _owner_of(name, owners)) is not None and owner.files is not None:
+    elif not stated and (owner := _owner_of(name, owners)) and owner.files is not None and not owner.writes_on(name):
         yield Problem(
             name,
             "stray",

@@ -132,7 +132,7 @@ class _Meter:
         self._cost = {step.name: step.cost for step in steps}
         self._share = {step.name: float(step.name in done) for step in steps}
         self._show = show
-        self._found = sum(self._cost[name] for name in done)
+        self._found = self._done()
         self._awaited: set[str] = set()
         self._update(steps[0].name, self._share[steps[0].name])
 
@@ -152,10 +152,12 @@ class _Meter:
         self._awaited.add(name)
         self._show(_awaited(name), 0.0, 1.0)
 
+    def _done(self) -> float:
+        return sum(self._cost[name] * share for name, share in self._share.items())
+
     def _update(self, name: str, share: float) -> None:
         self._share[name] = share
-        done = sum(self._cost[n] * s for n, s in self._share.items())
-        self._show(OVERALL, done - self._found, sum(self._cost.values()) - self._found)
+        self._show(OVERALL, self._done() - self._found, sum(self._cost.values()) - self._found)
         if share > 0:
             self._show(name, share, 1.0)
 

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import FolderError, LimbeckError
+from limbeck.folders import claim
 from limbeck.studies.executors import InProcess, Processes, appear
 from limbeck.studies.locks import sole
 from limbeck.studies.plan import Step
 from limbeck.studies.runner import read_seconds, run_plan
 from limbeck.studies.step import Plan
+from limbeck.studies.study import finish
+from limbeck.verify import verify
 
 
 class Killed:
@@ -156,3 +159,27 @@ def test_a_folder_that_is_not_seen_here_says_what_is_wrong(tmp_path):
     ):
         appear(tmp_path / "step", within=0.1)
     assert time.monotonic() - begin > 0.1
+
+
+def test_a_finished_study_lends_its_steps_to_another(tmp_path):
+    first = claim(tmp_path / "first")
+    (first / "steps").mkdir()
+    run(plan_of(("write", "a", [])), first / "steps")
+    finish(first, {"report": "report.html"})
+    assert not verify(first).problems
+    run(plan_of(("write", "a", []), ("write", "b", ["a"])), first / "steps")
+    assert len(read_seconds(first / "steps")) == 2
+    assert not verify(first).problems  # neither the new step nor the times of both were written by the first
+    (first / "steps" / "note.txt").write_text("mine")
+    assert [problem.kind for problem in verify(first).problems] == ["stray"]
+
+
+def test_progress_never_starts_below_nothing(tmp_path):
+    steps = [
+        Step(name=str(i), kind="write", params={"text": str(i)}, inputs={}, digest=f"{i:064d}", cost=0.1 * (i + 1))
+        for i in range(12)
+    ]
+    run(steps, tmp_path)
+    shown: list = []
+    run([*steps, *plan_of(("write", "new", []))], tmp_path, shown)
+    assert min(done for title, done, _ in shown if title == "study") == 0.0
