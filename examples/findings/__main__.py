@@ -16,7 +16,7 @@ from pathlib import Path
 from barrier import barrier
 from colinear import colinear
 from contrast import Row
-from dpo_or_rate import dpo_or_rate
+from dpo_or_rate import dpo_or_rate, dpo_parts
 from erpd_frontier import erpd_frontier
 from factorial import factorial
 from forgetting import forgetting
@@ -28,7 +28,8 @@ from rounding import rounding
 from study_size import study_size
 from trrd import trrd
 
-QUESTIONS: dict[str, Callable[[Data], tuple[list[Row], str]]] = {
+Question = Callable[[Data], tuple[list[Row], str]]
+QUESTIONS: dict[str, Question] = {
     "dpo-or-rate": dpo_or_rate,
     "colinear": colinear,
     "barrier": barrier,
@@ -41,6 +42,8 @@ QUESTIONS: dict[str, Callable[[Data], tuple[list[Row], str]]] = {
     "merging": merging,
     "study-size": study_size,
 }
+AFTERWARDS: dict[str, Question] = {"dpo-parts": dpo_parts}  # what a page looked at once it had its verdict
+ASKED = {**QUESTIONS, **AFTERWARDS}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -63,17 +66,18 @@ def main(name: str, folder: Path, out: Path | None = None) -> str:
         out: keeps what the numbers are made of under ``data/NAME`` and draws ``figures/NAME.svg``.
     """
     data = Data(folder)
-    rows, verdict = QUESTIONS[name](data)
+    rows, verdict = ASKED[name](data)
     if out is not None:
         from figures import DRAWN  # needs matplotlib
         from plotting import save
 
         keep(data.folder, out / "data" / name)
-        save(DRAWN[name](data, rows), out / "figures" / f"{name}.svg")
+        if name in DRAWN:
+            save(DRAWN[name](data, rows), out / "figures" / f"{name}.svg")
     return f"{table(rows)}\n\nThe claim {verdict}."
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4) or sys.argv[1] not in QUESTIONS:
-        sys.exit(f"usage: python examples/findings {{{','.join(QUESTIONS)}}} DIR [OUT]")
+    if len(sys.argv) not in (3, 4) or sys.argv[1] not in ASKED:
+        sys.exit(f"usage: python examples/findings {{{','.join(ASKED)}}} DIR [OUT]")
     print(main(sys.argv[1], *map(Path, sys.argv[2:])))

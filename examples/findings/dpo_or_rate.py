@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from statistics import fmean
 
 import numpy as np
@@ -79,3 +80,20 @@ def _states_and_angles(data: Data) -> list[Row]:
         base = [[given["CKA"](f"{arm}-s{s}", "base") for s in data.seeds] for arm in (a, b)]
         rows.append(over_runs(f"CKA to the base, {b} less {a}", mean_of_runs(np.subtract(base[1], base[0]).tolist())))
     return rows
+
+
+def dpo_parts(data: Data) -> tuple[list[Row], str]:
+    """Cosines of SFT and DPO with what the right and the wrong rollouts of their pairs alone teach."""
+
+    def cosine(a: str, b: str) -> float:
+        return data.number("cosine", a, b).value
+
+    rows = []
+    for rate in (2, 4):
+        arms = [f"{arm}-{rate}" for arm in ("right", "wrong", "sft", "dpo")]
+        for a, b in combinations(arms, 2):
+            found = jackknife(lambda s, a=a, b=b: across(cosine, a, b, s), data.seeds)
+            rows.append(over_runs(f"cosine of {a} and {b}", found))
+        length = [data.steepness[f"wrong-{rate}-s{s}"] / data.steepness[f"right-{rate}-s{s}"] for s in data.seeds]
+        rows.append(over_runs(f"gradient of wrong-{rate} over that of right-{rate}", mean_of_runs(length)))
+    return rows, "was not registered, and has no verdict"
