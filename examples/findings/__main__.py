@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from barrier import barrier
-from colinear import colinear
+from colinear import colinear, colinear_apart
 from contrast import Row
 from dpo_or_rate import dpo_or_rate, dpo_parts
 from erpd_frontier import erpd_frontier
@@ -42,7 +42,10 @@ QUESTIONS: dict[str, Question] = {
     "merging": merging,
     "study-size": study_size,
 }
-AFTERWARDS: dict[str, Question] = {"dpo-parts": dpo_parts}  # what a page looked at once it had its verdict
+AFTERWARDS: dict[str, Question] = {  # what a page looked at once it had its verdict
+    "dpo-parts": dpo_parts,
+    "colinear-all": colinear_apart,
+}
 ASKED = {**QUESTIONS, **AFTERWARDS}
 
 
@@ -71,7 +74,7 @@ def main(name: str, folder: Path, out: Path | None = None) -> str:
         from figures import DRAWN  # needs matplotlib
         from plotting import save
 
-        keep(data.folder, out / "data" / name)
+        keep(data.folder, out / "data" / name, stacked=name in AFTERWARDS)
         if name in DRAWN:
             save(DRAWN[name](data, rows), out / "figures" / f"{name}.svg")
     return f"{table(rows)}\n\nThe claim {verdict}."

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
-from contrast import HELD, NOT, OPEN, Row, cleared, corrected, over_problems, over_runs
+from contrast import HELD, NOT, OPEN, Row, across_others, cleared, corrected, over_problems, over_runs, reliability
 from measured import Data
 
 from limbeck.stats.factors import jackknife
@@ -39,16 +39,14 @@ def weights_of(arm: str, share: float) -> tuple[float, float]:
     return {"sft": (share, 1 - share), "rft": (1.0, 0.0), "rift": (share, WRONG_REWARD * (1 - share))}[arm]
 
 
-def predicted(data: Data, pair: tuple[str, str], share: int, seeds: Sequence[int], ratio: float | None = None) -> float:
+def predicted(data: Data, pair: tuple[str, str], share: int, seeds: Sequence[int]) -> float:
     """By the algebra, from the arms that learn from right and from wrong rollouts alone."""
 
     def cosine(a: str, b: str) -> float:
         return data.number("cosine", a, b).value
 
     between = cleared(cosine, "right", "wrong", seeds)
-    over = (
-        fmean(data.steepness[f"wrong-s{s}"] / data.steepness[f"right-s{s}"] for s in seeds) if ratio is None else ratio
-    )
+    over = fmean(data.steepness[f"wrong-s{s}"] / data.steepness[f"right-s{s}"] for s in seeds)
     one, other = (weights_of(arm, share / 100) for arm in pair)
     return mixed_cosine(one, other, max(-1.0, min(1.0, between)), over)
 
@@ -82,3 +80,28 @@ def colinear(data: Data) -> tuple[list[Row], str]:
     if all(row.above for row in share) and fits >= 9:
         return rows, HELD
     return rows, NOT if all(row.inside(0.05) for row in share) else OPEN
+
+
+def colinear_apart(data: Data) -> tuple[list[Row], str]:
+    """The same between different seeds: arms of one seed share their order of data, which is no noise between them."""
+    rows = []
+    for pair in PAIRS:
+        for share in SHARES:
+            ends = [f"{arm}-{share}" for arm in pair]
+            found = jackknife(lambda s, e=ends: at_other_seeds(data, *e, s), data.seeds)
+            away = jackknife(
+                lambda s, e=ends, p=pair, x=share: at_other_seeds(data, *e, s) - predicted(data, p, x, s), data.seeds
+            )
+            rows.append(over_runs(f"{' and '.join(pair)} at {share} %: cosine between other seeds", found))
+            rows.append(over_runs(f"{' and '.join(pair)} at {share} %: the same less the algebra's", away))
+    return rows, "has its verdict from the registered measure; this one is not registered"
+
+
+def at_other_seeds(data: Data, a: str, b: str, seeds: Sequence[int]) -> float:
+    """The cosine of two arms' mean updates, from different seeds alone."""
+
+    def cosine(one: str, other: str) -> float:
+        return data.number("cosine", one, other).value
+
+    noise = reliability(cosine, a, b, seeds)
+    return across_others(cosine, a, b, seeds) / noise if noise > 0 else math.nan

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from statistics import fmean
 from typing import NamedTuple
 
@@ -90,6 +90,11 @@ def across(value: Value, a: str, b: str, seeds: Sequence[int]) -> float:
 def among(value: Value, arm: str, seeds: Sequence[int]) -> float:
     """Mean between two seeds of one arm."""
     return fmean(value(f"{arm}-s{one}", f"{arm}-s{other}") for one, other in combinations(seeds, 2))
+
+
+def across_others(value: Value, a: str, b: str, seeds: Sequence[int]) -> float:
+    """Mean between two arms at different seeds, which share no order of data."""
+    return fmean(value(f"{a}-s{one}", f"{b}-s{other}") for one, other in permutations(seeds, 2))
 
 
 def cleared(value: Value, a: str, b: str, seeds: Sequence[int]) -> float:

@@ -8,11 +8,12 @@ from statistics import fmean
 
 import numpy as np
 from barrier import LOSSES, path_items
-from colinear import PAIRS, SHARES, predicted
+from colinear import PAIRS, SHARES, at_other_seeds, predicted
 from contrast import Row, across, among, cleared, reliability
 from dpo_or_rate import RATES
 from forgetting import GAIN, cka_of, kl_of
 from locking import EARLY, K, steps_of
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from measured import Data
 from merging import sums_and_means
@@ -65,26 +66,37 @@ def colinear(data: Data, rows: Sequence[Row]) -> Figure:
         return data.number("cosine", a, b).value
 
     names = {"sft": "SFT", "rft": "RFT", "rift": "RIFT"}
-    for place, pair in enumerate(PAIRS):
-        label = " and ".join(names[arm] for arm in pair)
-        ends = [tuple(f"{arm}-{x}" for arm in pair) for x in SHARES]
-        found = [jackknife(lambda s, a=a, b=b: cleared(cosine, a, b, s), data.seeds) for a, b in ends]
-        line(axes[0], SHARES, found, place, label)
-        shares = range(SHARES[0], SHARES[-1] + 1, 5)
-        told = [predicted(data, pair, x, data.seeds) for x in shares]
-        axes[0].plot(shares, told, color=COLORS[place], linewidth=1, linestyle=":")
-    axes[0].plot([], [], color=MUTED, linewidth=1, linestyle=":", label="the algebra's")
-    axes[0].set(xlabel="right rollouts, %", ylabel="cosine, cleared of the seeds' noise")
+    _against_share(axes[0], data, lambda a, b, s: cleared(cosine, a, b, s))
+    axes[0].axhline(1, color=MUTED, linewidth=0.5)
     for place, (arm, label) in enumerate(names.items()):
         found = [_percent(mean_over_seeds(data.grid(f"{arm}-{x}"))) for x in SHARES]
         line(axes[1], SHARES, found, place + 3, label)
-    axes[1].axhline(
-        100 * float(data.scores["base"].mean()), color=MUTED, linewidth=0.8, linestyle=(0, (4, 2)), label="base"
-    )
+    base = 100 * float(data.scores["base"].mean())
+    axes[1].axhline(base, color=MUTED, linewidth=0.8, linestyle=(0, (4, 2)), label="base")
     axes[1].set(xlabel="right rollouts, %", ylabel="test problems right, %")
     for panel in axes:
         panel.legend(frameon=False)
     return figure
+
+
+def colinear_apart(data: Data, rows: Sequence[Row]) -> Figure:
+    """Cosines between different seeds, cleared of noise, with the algebra's curves."""
+    figure, axes = panels(1, width=3.6)
+    _against_share(axes[0], data, lambda a, b, s: at_other_seeds(data, a, b, s))
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def _against_share(panel: Axes, data: Data, number: Callable[[str, str, Sequence[int]], float]) -> None:
+    for place, pair in enumerate(PAIRS):
+        ends = [tuple(f"{arm}-{x}" for arm in pair) for x in SHARES]
+        found = [jackknife(lambda s, a=a, b=b: number(a, b, s), data.seeds) for a, b in ends]
+        line(panel, SHARES, found, place, " and ".join(arm.upper() for arm in pair))
+        shares = range(SHARES[0], SHARES[-1] + 1, 5)
+        told = [predicted(data, pair, x, data.seeds) for x in shares]
+        panel.plot(shares, told, color=COLORS[place], linewidth=1, linestyle=":")
+    panel.plot([], [], color=MUTED, linewidth=1, linestyle=":", label="the algebra's")
+    panel.set(xlabel="right rollouts, %", ylabel="cosine, cleared of the seeds' noise")
 
 
 def _percent(e: Estimate) -> Estimate:
@@ -275,5 +287,5 @@ def erpd_frontier(data: Data, rows: Sequence[Row]) -> Figure:
 DRAWN: dict[str, Callable[[Data, Sequence[Row]], Figure]] = {
     "dpo-or-rate": dpo_or_rate, "colinear": colinear, "barrier": barrier, "forgetting": forgetting, "locking": locking,
     "rounding": rounding, "trrd": trrd, "erpd-frontier": erpd_frontier, "factorial": factorial, "merging": merging,
-    "study-size": study_size,
+    "study-size": study_size, "colinear-all": colinear_apart,
 }  # fmt: skip

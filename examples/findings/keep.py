@@ -15,11 +15,12 @@ KEPT = ("study.json", "arms.json", "paths.json", "frontier.json", "factorial.jso
 FROM = ("versions", "python", "started", "seconds")  # of where it ran; no names of machines or folders
 
 
-def keep(results: Path, out: Path) -> Path:
+def keep(results: Path, out: Path, *, stacked: bool = False) -> Path:
     """Whatever a question reads: all but samples, and but measurements of single matrices and of kinds of matrices.
 
     Args:
         results: of a study.
+        stacked: only numbers of whole updates.
         out: replaced; `python examples/findings NAME out` prints what the results themselves print.
     """
     if out.is_dir() and out.resolve() != results.resolve():
@@ -31,8 +32,8 @@ def keep(results: Path, out: Path) -> Path:
     comparison = read_json(results / "comparison.json")
     write_json(out / "comparison.json", comparison | {"pairs": []})  # which the scores below give again
     _training(results / "training.json", out / "training.parquet")
-    whole = (pc.field("aggregation") != "module") & (pc.field("kind") == "")
-    _rewrite(results / "measurements.parquet", out, whole)
+    chosen = pc.field("aggregation") == "stacked" if stacked else pc.field("aggregation") != "module"
+    _rewrite(results / "measurements.parquet", out, chosen & (pc.field("kind") == ""))
     for name in ("scores.parquet", "path_items.parquet"):
         if (results / name).is_file():
             _rewrite(results / name, out, None)

@@ -231,6 +231,7 @@ def power(
             )
         given = from_pilot(read_json(found), *ends) | given
         given |= {"seed_sd": None} if given["seeds"] == 1 else {}
+        given |= {f"{key}_apart": None for key in ("discordance", "seed_disagreement") if told[key] is not None}
     if "accuracy" not in given:
         raise ConfigError("power needs --accuracy, or a --pilot that says it, received neither.")
     design = Design(**given, alpha=alpha, comparisons=comparisons)

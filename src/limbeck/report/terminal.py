@@ -172,6 +172,10 @@ def power_table(planned: dict[str, Any]) -> str:
         f"For {asked}, called at alpha {design.alpha:g} over {design.comparisons} comparison(s) with a chance of {target:g}.",
         f"Worse arm's accuracy {design.accuracy:g}, discordant problems {discordance:.3f}{assumed}.",
     ]
+    if design.discordance_apart is not None:
+        lines.append(
+            f"Samples of one number share their random numbers; of others {design.discordance_apart:.3f} are discordant."
+        )
     if any(row["seeds"] == 1 for row in planned["rows"]):
         lines.append(
             "With one seed a test speaks of the two trained models, not of training: no claim about its variance."

@@ -53,6 +53,11 @@ class Arm(NamedTuple):
         return torch.stack([table.correct.double().mean(1) for table in self.tables], 1).numpy()
 
     @property
+    def answers(self) -> seeds.Answers:
+        """Whether each answer was right, by problem, sample and seed."""
+        return torch.stack([table.correct.double() for table in self.tables], 2).numpy()
+
+    @property
     def samples(self) -> int:
         return self.tables[0].correct.shape[1]
 
@@ -153,6 +158,7 @@ def _arm(arm: Arm, alpha: float, interval: Interval) -> dict[str, Any]:
     else:
         estimate = mean_of_items(outcomes.double().mean(1).numpy(), level=1 - alpha)
     of_samples, of_seeds = seeds.disagreement(arm.grid, arm.samples)
+    told = {"samples": of_samples, "seeds": of_seeds, **seeds.draws(arm.answers)._asdict()}
     return {
         "name": arm.name,
         "correct": right,
@@ -160,7 +166,7 @@ def _arm(arm: Arm, alpha: float, interval: Interval) -> dict[str, Any]:
         "samples": arm.samples,
         "seeds": num_seeds,
         **_interval(estimate, "value"),
-        "disagreement": {"samples": _plain(of_samples), "seeds": _plain(of_seeds)},
+        "disagreement": {key: _plain(value) for key, value in told.items()},
         "seed_sd": _plain(seeds.seed_sd(arm.grid)),
     }
 
@@ -179,8 +185,16 @@ def _pair(a: Arm, b: Arm, levels: tuple[float, float], seed: int) -> dict[str, A
         "seeds": [len(a.tables), len(b.tables)],
         **counted,
         "discordance": (found.a_only + found.b_only) / x.shape[0],
+        "draws": _draws(a, b),
         **answer,
     }
+
+
+def _draws(a: Arm, b: Arm) -> dict[str, float | None] | None:
+    """Discordance of answers with the same random numbers, and with others; None of different numbers of samples."""
+    if a.samples != b.samples:
+        return None
+    return {key: _plain(value) for key, value in seeds.draws(a.answers, b.answers)._asdict().items()}
 
 
 def _over_problems(

@@ -35,6 +35,8 @@ class Design:
     design and more than arms on the same problems ever show. ``sample_disagreement`` is the share of problems on which
     two samples of one run differ; 0 is greedy decoding. ``seed_disagreement`` is that of one sample each of two seeds of
     an arm; None takes ``sample_disagreement``, which credits seeds with no averaging over problems (cautious).
+    ``discordance_apart`` and ``seed_disagreement_apart`` are the same of samples that are drawn with other random numbers,
+    where the former two share them, as evaluations here do; None takes the former, which is right for greedy decoding.
     ``seed_sd`` is the standard deviation of accuracy over training seeds. ``comparisons`` divides alpha as Holm's first
     step does.
     """
@@ -45,6 +47,8 @@ class Design:
     seeds: int = 1
     sample_disagreement: float | None = None
     seed_disagreement: float | None = None
+    discordance_apart: float | None = None
+    seed_disagreement_apart: float | None = None
     seed_sd: float | None = None
     alpha: float = 0.05
     comparisons: int = 1
@@ -87,14 +91,18 @@ def from_pilot(comparison: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
         names = ", ".join(sorted({pair[side] for pair in found["pairs"] for side in "ab"}))
         raise ConfigError(f"a pilot must have compared the pair, received {a} and {b}. It compared pairs of {names}.")
     arms = [arm for arm in found["arms"] if arm["name"] in (a, b)]
+    told, of_arms = pair.get("draws") or {}, [arm["disagreement"] for arm in arms]
+    of_seeds = [arm["seeds"] if arm.get("apart") is None else arm["same"] for arm in of_arms]
     spreads = [arm["seed_sd"] for arm in arms if arm["seed_sd"] is not None]
     return {
         "accuracy": min(arm["value"] for arm in arms),
-        "discordance": pair["discordance"],
+        "discordance": pair["discordance"] if told.get("apart") is None else told["same"],
+        "discordance_apart": told.get("apart"),
         "samples": max(arm["samples"] for arm in arms),
         "seeds": max(arm["seeds"] for arm in arms),
-        "sample_disagreement": _mean_known(arm["disagreement"]["samples"] for arm in arms),
-        "seed_disagreement": _mean_known(arm["disagreement"]["seeds"] for arm in arms),
+        "sample_disagreement": _mean_known(arm["samples"] for arm in of_arms),
+        "seed_disagreement": _mean_known(of_seeds),
+        "seed_disagreement_apart": _mean_known(arm.get("apart") for arm in of_arms),
         "seed_sd": math.sqrt(sum(sd**2 for sd in spreads) / len(spreads)) if spreads else None,
     }
 
@@ -116,15 +124,18 @@ def parts(design: Design, difference: float) -> Parts:
     """Variance components that a design implies at a difference.
 
     problem = discordance - difference**2 - between (1 - 1 / seeds) - within (1 - 1 / samples) / seeds,
-    with between and within the shares on which seeds and samples disagree: each is averaged out by its own number.
+    with between and within the shares on which seeds and samples disagree: each is averaged out by its own number. Of several
+    samples discordance and between are means over all pairs of them: 1 in ``samples`` shares its random numbers, the others
+    do not.
 
     Raises:
         ConfigError: numbers that cannot hold together, with the bound that is broken.
     """
     _check(design, difference)
-    discordance = design.discordance_at(difference)
+    discordance = _of_pairs(design.discordance_at(difference), design.discordance_apart, design.samples)
     within = design.sample_disagreement or 0.0
     between = within if design.seed_disagreement is None else design.seed_disagreement
+    between = _of_pairs(between, design.seed_disagreement_apart, design.samples)
     lost = between * (1 - 1 / design.seeds) + within * (1 - 1 / design.samples) / design.seeds
     problem = discordance - difference**2 - lost
     if problem <= 0:
@@ -134,6 +145,10 @@ def parts(design: Design, difference: float) -> Parts:
         )
     cells = (between - within + within / design.samples) / 2 / design.seeds
     return Parts(problem, (design.seed_sd or 0.0) ** 2 / design.seeds, cells)
+
+
+def _of_pairs(same: float, apart: float | None, samples: int) -> float:
+    return same if apart is None else same / samples + apart * (1 - 1 / samples)
 
 
 def power(design: Design, difference: float, n: int) -> float:

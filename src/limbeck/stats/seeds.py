@@ -21,6 +21,7 @@ from limbeck.stats.intervals import mean_of_items, undefined, wilson_of_mean
 from limbeck.types import Estimate
 
 Grid = Float[np.ndarray, "problems seeds"]
+Answers = Float[np.ndarray, "problems samples seeds"]
 ROUNDING = 1e-20  # variances of shares are 0 or far above it: the least is one answer in n, squared
 
 
@@ -186,6 +187,48 @@ def disagreement(grid: Grid, samples: int) -> tuple[float, float]:
     within = 2 * grid * (1 - grid) * samples / (samples - 1) if samples > 1 else np.full_like(grid, math.nan)
     between = [grid[:, i] * (1 - grid[:, j]) + grid[:, j] * (1 - grid[:, i]) for i in range(seeds) for j in range(i)]
     return float(within.mean()), _mean(between)
+
+
+class Draws(NamedTuple):
+    """How often two answers differ in being right where both were drawn with the same random numbers, and with others.
+
+    Evaluations draw a problem's n-th sample with one random number for all runs, so that runs that are alike answer alike.
+    """
+
+    same: float
+    apart: float
+
+
+def draws(a: Answers, b: Float[np.ndarray, "problems samples b_seeds"] | None = None) -> Draws:
+    """Of one answer each of two arms, or of two seeds of one arm: shares of problems in [0, 1].
+
+    Args:
+        a: whether each answer was right, 0 or 1.
+        b: the other arm's, of as many samples.
+
+    Returns:
+        ``apart`` is NaN with one sample; both are with one seed of a single arm.
+
+    >>> seeds = np.array([[[1.0, 1.0], [0.0, 0.0]]])           # two samples of one problem that differ, alike in two seeds
+    >>> draws(seeds)
+    Draws(same=0.0, apart=1.0)
+    """
+    samples, num = a.shape[1:]
+    if b is None:
+        pairs = num * (num - 1)
+        if not pairs:
+            return Draws(math.nan, math.nan)
+        right, own = a.sum(2), (a.sum(1) * (samples - a.sum(1))).sum(1)  # per draw over seeds; of one seed with itself
+        same = 2 * float((right * (num - right)).mean()) / pairs
+        whole = right.sum(1)
+        every = whole * (samples * num - whole) - own  # pairs of answers of different seeds, one right and one wrong
+        both = 2 * float(every.mean()) / pairs / samples**2
+    else:
+        p, q = a.mean(2), b.mean(2)
+        same = float((p * (1 - q) + q * (1 - p)).mean())
+        p, q = p.mean(1), q.mean(1)
+        both = float((p * (1 - q) + q * (1 - p)).mean())
+    return Draws(same, (samples * both - same) / (samples - 1) if samples > 1 else math.nan)
 
 
 def _mean(columns: Sequence[np.ndarray]) -> float:

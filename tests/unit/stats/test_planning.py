@@ -80,6 +80,53 @@ def test_power_of_several_seeds_is_what_studies_find(num):
     assert power(design, difference, 500) == pytest.approx(called / trials, abs=0.06)
 
 
+def alike(n, samples, num, rng):
+    """Two arms whose n-th samples share their random numbers, as evaluations here do: problems, samples, seeds."""
+    problem, chance = rng.normal(0, 1, (n, 1, 1)), rng.random((n, samples, 1))
+    for gain in (0.1, 0.0):
+        own, run = rng.normal(0, 0.2, (n, 1, 1)), rng.normal(0, 0.2, (n, 1, num))
+        yield (chance < norm.cdf(0.3 + gain + problem + own + run)).astype(float)
+
+
+@pytest.mark.parametrize(("samples", "num"), [(1, 1), (2, 1), (4, 3), (1, 5)])
+def test_samples_that_share_their_random_numbers_are_planned_for(samples, num):
+    """From a pilot of two samples and two seeds to any other number of both."""
+    a, b = alike(200_000, 2, 2, np.random.default_rng(0))
+    of_arms, told = [seeds.draws(x) for x in (a, b)], seeds.draws(a, b)
+    within = [seeds.disagreement(x.mean(1), 2)[0] for x in (a, b)]
+    design = Design(
+        accuracy=float(b.mean()), discordance=told.same, discordance_apart=told.apart, samples=samples, seeds=num,
+        sample_disagreement=float(np.mean(within)), seed_disagreement=float(np.mean([x.same for x in of_arms])),
+        seed_disagreement_apart=float(np.mean([x.apart for x in of_arms])), seed_sd=0.0 if num > 1 else None,
+    )  # fmt: skip
+    x, y = alike(200_000, samples, num, np.random.default_rng(1))
+    seen = (x.mean((1, 2)) - y.mean((1, 2))).var()
+    found = parts(design, float(a.mean() - b.mean()))
+    assert found.problem == pytest.approx(seen, rel=0.03)
+    if num > 1:
+        cells = x.mean(1) - x.mean((1, 2), keepdims=True)[:, 0]
+        assert found.cells == pytest.approx(cells.var() * num / (num - 1) / num, rel=0.03)
+    taken_for_unrelated = replace(design, discordance=told.apart, discordance_apart=None)
+    assert parts(taken_for_unrelated, 0.02).problem > 1.3 * seen
+
+
+def test_draws_are_counted_pair_by_pair():
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 2, (50, 3, 4)).astype(float) for _ in range(2))
+
+    def share(x, y, same, others):
+        pairs = [
+            x[:, k, i] != y[:, m, j]
+            for k in range(3) for m in range(3) for i in range(4) for j in range(4) if (k == m) == same and (i != j or not others)
+        ]  # fmt: skip
+        return float(np.mean(pairs))
+
+    assert seeds.draws(a, b) == pytest.approx((share(a, b, True, False), share(a, b, False, False)))
+    assert seeds.draws(a) == pytest.approx((share(a, a, True, True), share(a, a, False, True)))
+    assert math.isnan(seeds.draws(a[:, :1], b[:, :1]).apart)
+    assert math.isnan(seeds.draws(a[:, :, :1]).same)
+
+
 @pytest.mark.parametrize("design", [PLAIN, SAMPLED, TRAINED])
 def test_needs_and_finds_are_inverse(design):
     needed = problems_needed(design, 0.06).value
@@ -156,10 +203,19 @@ def test_a_pilot_says_what_a_design_is_of():
     found = from_pilot({"pairs": [], "arms": [], "over_seeds": over_seeds}, "b", "a")
     assert found == {
         "accuracy": 0.4, "discordance": 0.4, "samples": 2, "seeds": 5, "sample_disagreement": pytest.approx(0.15),
-        "seed_disagreement": pytest.approx(0.2), "seed_sd": pytest.approx(math.sqrt((0.03**2 + 0.04**2) / 2)),
+        "seed_disagreement": pytest.approx(0.2), "discordance_apart": None, "seed_disagreement_apart": None,
+        "seed_sd": pytest.approx(math.sqrt((0.03**2 + 0.04**2) / 2)),
     }  # fmt: skip
     assert 0 < power(Design(**found), 0.1, 500) < 1
     assert from_pilot(over_seeds, "base", "a")["seed_sd"] == 0.03
+    for arm, same in zip(over_seeds["arms"][1:], (0.15, 0.25), strict=True):
+        arm["disagreement"] |= {"same": same, "apart": same + 0.2}
+    over_seeds["pairs"][1]["draws"] = {"same": 0.35, "apart": 0.5}
+    found = from_pilot(over_seeds, "b", "a")
+    given = {
+        key: found[key] for key in ("discordance", "discordance_apart", "seed_disagreement", "seed_disagreement_apart")
+    }
+    assert list(given.values()) == pytest.approx([0.35, 0.5, 0.2, 0.4])
     with pytest.raises(ConfigError, match="received base and b"):
         from_pilot(over_seeds, "base", "b")
 
