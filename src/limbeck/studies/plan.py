@@ -34,7 +34,7 @@ def make_plan(config: StudyConfig) -> list[Step]:
     if config.teacher:
         teacher = {"base": config.teacher, "base_digest": input_digest(config.teacher)}
         asked = {**teacher, **runs.asked, "name": "teacher"}
-        tables["teacher"] = plan.add("eval/teacher", "eval", asked, {}, 12)
+        tables["teacher"] = plan.add("eval/teacher", "eval", asked, {}, 2)
     tables |= {run: runs.table(run) for run in final}
     plan.add("compare", "compare", {"alpha": config.eval.alpha, **_seeds_to_compare(config)}, tables, 2)
     runs.add_points()
@@ -44,15 +44,16 @@ def make_plan(config: StudyConfig) -> list[Step]:
     adapters = {run_name(arm, seed): final[run_name(arm, seed)] for arm, seeds in measured.items() for seed in seeds}
     near = {} if config.geometry.pairs == "all" else {"pairs": [list(pair) for pair in chosen_pairs(config, measured)]}
     problems = problems_of(config.eval.problems)
+    num_pairs = len(near["pairs"]) if near else len(adapters) ** 2 / 2
     if adapters:
-        plan.add("measure", "measure", {**geometry, **near}, adapters, 1 + 0.3 * len(adapters) ** 2)
+        plan.add("measure", "measure", {**geometry, **near}, adapters, 1 + 0.015 * num_pairs)
     _add_signalled(plan, config, geometry, final)
     add_weights(plan, runs, config)
     add_trajectories(plan, runs, config)
     _add_paths(plan, config, student, adapters, problems)
     if config.geometry.cka_problems and adapters:
         params = {**student, "problems": problems, "num": config.geometry.cka_problems}
-        plan.add("cka", "cka", {**params, **near}, adapters, 3 * len(adapters))
+        plan.add("cka", "cka", {**params, **near}, adapters, 0.2 * len(adapters))
         _add_kept_states(plan, runs, params, adapters)
     return list(plan.steps.values())
 
@@ -74,7 +75,7 @@ def _add_kept_states(plan: Plan, runs: Runs, params: dict[str, Any], adapters: d
     if points:
         read = {point.run: adapters[point.run] for point in points}
         given = {**params, "pairs": [], "points": [[point.run, point.step] for point in points]}
-        plan.add("cka/kept", "cka", given, read, 3 * len(points))
+        plan.add("cka/kept", "cka", given, read, 0.2 * len(points))
 
 
 def _add_signalled(plan: Plan, config: StudyConfig, geometry: dict[str, Any], final: dict[str, str]) -> None:
@@ -89,7 +90,7 @@ def _add_signalled(plan: Plan, config: StudyConfig, geometry: dict[str, Any], fi
         ]
         if len(members) > 1:
             read = {run_name(name, seed): final[run_name(name, seed)] for name in members}
-            plan.add(f"measure/signals-{seed}", "measure", geometry, read, 1 + 0.3 * len(read) ** 2)
+            plan.add(f"measure/signals-{seed}", "measure", geometry, read, 1 + 0.0075 * len(read) ** 2)
 
 
 def _seeds_to_compare(config: StudyConfig) -> dict[str, Any]:

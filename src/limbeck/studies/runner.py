@@ -73,7 +73,7 @@ def _settle(plan: _Schedule, meter: _Meter, times: _Times, future: Future[float 
     if seconds is not None:
         times.note(task.out.name, seconds)
     plan.done.add(task.name)
-    meter.end(task.name)
+    meter.end(task.name, seconds)
 
 
 class _Schedule:
@@ -126,25 +126,28 @@ class _Schedule:
 
 
 class _Meter:
-    """How much of the study is done, in cost."""
+    """How much of the study is done, in cost: a guess, which what steps of a kind took corrects for those still to come."""
 
     def __init__(self, steps: Sequence[Step], done: Collection[str], show: Show) -> None:
-        self._cost = {step.name: step.cost for step in steps}
-        self._share = {step.name: float(step.name in done) for step in steps}
+        self._steps = {step.name: step for step in steps if step.name not in done}
+        self._share = dict.fromkeys(self._steps, 0.0)
         self._show = show
-        self._found = self._done()
+        self._took: dict[str, tuple[float, float]] = {}  # by kind: seconds and cost of steps that ended
         self._awaited: set[str] = set()
-        self._update(steps[0].name, self._share[steps[0].name])
+        self._tell()
 
     def tell(self, name: str, share: float) -> None:
         """A step's own word; late ones of a step that has ended are dropped."""
         if self._share[name] < 1.0:
             self._update(name, share)
 
-    def end(self, name: str) -> None:
-        """A step has ended."""
+    def end(self, name: str, seconds: float | None = None) -> None:
+        """A step has ended, after so long where it was run here."""
         if name in self._awaited:
             self._show(_awaited(name), 1.0, 1.0)
+        if seconds is not None:
+            step, (before, cost) = self._steps[name], self._took.get(self._steps[name].kind, (0.0, 0.0))
+            self._took[step.kind] = (before + seconds, cost + step.cost)
         self._update(name, 1.0)
 
     def wait_for(self, name: str) -> None:
@@ -152,14 +155,23 @@ class _Meter:
         self._awaited.add(name)
         self._show(_awaited(name), 0.0, 1.0)
 
-    def _done(self) -> float:
-        return sum(self._cost[name] * share for name, share in self._share.items())
-
     def _update(self, name: str, share: float) -> None:
         self._share[name] = share
-        self._show(OVERALL, self._done() - self._found, sum(self._cost.values()) - self._found)
+        self._tell()
         if share > 0:
             self._show(name, share, 1.0)
+
+    def _tell(self) -> None:
+        weights = {name: step.cost * self._pace(step.kind) for name, step in self._steps.items()}
+        done = sum(weights[name] * share for name, share in self._share.items())
+        self._show(OVERALL, done, sum(weights.values()))
+
+    def _pace(self, kind: str) -> float:
+        """Seconds a cost of steps of a kind, over those of all; 1 where none has ended."""
+        if kind not in self._took:
+            return 1.0
+        seconds, cost = (sum(took[place] for took in self._took.values()) for place in (0, 1))
+        return self._took[kind][0] / self._took[kind][1] / (seconds / cost) if seconds > 0 else 1.0
 
 
 def _awaited(name: str) -> str:

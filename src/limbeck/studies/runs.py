@@ -11,6 +11,7 @@ from limbeck.batches.collate import BEHAVIOR, PER_TOKEN_INPUTS
 from limbeck.batches.whole import FROZEN_LOGITS
 from limbeck.config import settings_of
 from limbeck.errors import ConfigError
+from limbeck.objectives import find
 from limbeck.objectives import inputs as objective_inputs
 from limbeck.problems.files import find_source
 from limbeck.studies.config import (
@@ -222,13 +223,13 @@ class Runs:
 
     def base_table(self) -> str:
         """Answers of the student before any training."""
-        return self._plan.once("eval/base", "eval", {**self.student, **self.asked, "name": "base"}, {}, 12)
+        return self._plan.once("eval/base", "eval", {**self.student, **self.asked, "name": "base"}, {}, 2)
 
     def table(self, run: str, step: int | None = None) -> str:
         """Answers of a result."""
         point = Point(run, step)
         params, read = self.at(point)
-        return self._plan.once(f"eval/{point.name}", "eval", {**params, **self.asked, "name": point.name}, read, 12)
+        return self._plan.once(f"eval/{point.name}", "eval", {**params, **self.asked, "name": point.name}, read, 2)
 
     def points(self) -> list[Point]:
         """Every result: the end of each run, after the steps that it keeps."""
@@ -299,7 +300,7 @@ class Runs:
             tried = f"{arm.name}-{knob}={value:g}"
             run = self._plan.add(f"train/{tried}", "train", params, dict(read), _cost(config, arm))
             asked = {**self.student, "problems": problems, **_decoding(config), "name": tried}
-            tables[f"{value:g}"] = self._plan.add(f"tuning/{tried}", "eval", asked, {"run": run, **base}, 12)
+            tables[f"{value:g}"] = self._plan.add(f"tuning/{tried}", "eval", asked, {"run": run, **base}, 2)
         return self._plan.add(name, "tune", {"knob": knob, "grid": list(grid)}, tables, 1)
 
     def _rate(self, arm: ArmConfig, read: Inputs) -> str:
@@ -323,7 +324,8 @@ def _point(name: str, seed: int) -> Point:
 def _cost(config: StudyConfig, arm: ArmConfig) -> float:
     training, live = config.training(arm, 0), config.living(arm)
     if live is None:
-        return training.num_steps * training.batch_size / 200
+        rows = 2 if find(training.objective).unit == "pair" else 1
+        return training.num_steps * training.batch_size * rows / 200
     return training.num_steps * live.prompts_per_step * live.samples * live.inner_epochs / 30
 
 

@@ -17,7 +17,7 @@ from limbeck.folders import claim
 from limbeck.studies.executors import InProcess, Processes, appear
 from limbeck.studies.locks import sole
 from limbeck.studies.plan import Step
-from limbeck.studies.runner import read_seconds, run_plan
+from limbeck.studies.runner import _Meter, read_seconds, run_plan
 from limbeck.studies.step import Plan
 from limbeck.studies.study import finish
 from limbeck.verify import verify
@@ -172,6 +172,21 @@ def test_a_finished_study_lends_its_steps_to_another(tmp_path):
     assert not verify(first).problems  # neither the new step nor the times of both were written by the first
     (first / "steps" / "note.txt").write_text("mine")
     assert [problem.kind for problem in verify(first).problems] == ["stray"]
+
+
+def test_time_left_follows_what_steps_of_a_kind_took():
+    kinds = ["train", "train", "measure", "measure"]
+    steps = [
+        Step(name=str(i), kind=kind, params={}, inputs={}, digest=f"{i:064d}", cost=10.0)
+        for i, kind in enumerate(kinds)
+    ]
+    shown: list = []
+    meter = _Meter(steps, {"1"}, lambda *told: shown.append(told))
+    meter.end("0", 90.0)
+    assert shown[-2] == ("study", 10.0, 30.0)  # nothing is known of measuring yet
+    meter.end("2", 10.0)
+    done, total = shown[-2][1:]
+    assert done / total == pytest.approx((90 + 10) / (90 + 10 + 10))
 
 
 def test_progress_never_starts_below_nothing(tmp_path):
