@@ -33,7 +33,8 @@ def table(view: View) -> Table | None:
         title="What accuracy varies with",
         caption=(
             "Standard deviation of accuracy over training seeds, what problems alone would cause taken out (0 where seeds differ "
-            "by no more); how often two samples of one run, and one sample each of two seeds, differ in being right; and the "
+            "by no more); how often two samples of one run, and one sample each of two seeds, differ in being right (the n-th "
+            "sample of a problem is drawn with the same random numbers for all runs, so that alike runs answer alike); and the "
             "number of problems whose sampling error is as large as that of one training run: beyond it more problems help less "
             "than more seeds. From five seeds a standard deviation is known to a factor of 0.6 to 2.9. limbeck power --pilot "
             "plans with these numbers."
