@@ -182,23 +182,18 @@ def merging(data: Data, rows: Sequence[Row]) -> Figure:
     """What a sum has over its parents' gains and over the better one, against the parents' cosine."""
     figure, axes = panels(2)
     known = [merge for merge in sums_and_means(data) if merge.kind == "sum"]
-    outcomes = (("beyond the base and both gains, points", "over"), ("beyond the better parent, points", "gain"))
-    for panel, (label, name) in zip(axes, outcomes, strict=True):
+    outcomes = (("beyond both gains, points", "over"), ("beyond the better, points", "gain"))
+    for panel, (name_of, name) in zip(axes, outcomes, strict=True):
         for merge in known:
             x, y = fmean(merge.cosine.values()), mean_of_runs([100 * v for v in getattr(merge, name).values()])
             live = sum(part in ("opd", "grpo") for part in merge.parts)
             panel.plot([x, x], [y.low, y.high], color=COLORS[live], linewidth=0.8)
             panel.plot([x], [y.value], "o", color=COLORS[live], markersize=3.5)
-            panel.annotate(
-                " + ".join(part.upper() for part in merge.parts),
-                (x, y.value),
-                (3, 2),
-                textcoords="offset points",
-                fontsize=5,
-                color=MUTED,
-            )
+            if live != 1:  # the mixed ones lie close together
+                label = " + ".join(part.upper() for part in merge.parts)
+                panel.annotate(label, (x, y.value), (3, 2), textcoords="offset points", fontsize=5, color=MUTED)
         panel.axhline(0, color=MUTED, linewidth=0.7, linestyle=(0, (4, 2)))
-        panel.set(xlabel="cosine of the parents", ylabel=label)
+        panel.set(xlabel="cosine of the parents", ylabel=name_of)
     for live, label in enumerate(("two off-policy parents", "one of each", "two on-policy parents")):
         axes[0].plot([], [], "o", color=COLORS[live], label=label)
     names_below(figure, axes[0])
