@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from statistics import fmean
 
 import numpy as np
-from contrast import HELD, NOT, OPEN, Row, across_others, cleared, corrected, over_problems, over_runs, reliability
+from contrast import (
+    HELD,
+    NOT,
+    OPEN,
+    Row,
+    across,
+    across_others,
+    cleared,
+    corrected,
+    over_problems,
+    over_runs,
+    reliability,
+)
 from measured import Data
 
-from limbeck.stats.factors import jackknife
+from limbeck.stats.factors import jackknife, mean_of_runs
 
 SHARES = (25, 50, 75, 95)
 PAIRS = (("sft", "rft"), ("sft", "rift"), ("rft", "rift"))
@@ -39,16 +52,21 @@ def weights_of(arm: str, share: float) -> tuple[float, float]:
     return {"sft": (share, 1 - share), "rft": (1.0, 0.0), "rift": (share, WRONG_REWARD * (1 - share))}[arm]
 
 
-def predicted(data: Data, pair: tuple[str, str], share: int, seeds: Sequence[int]) -> float:
-    """By the algebra, from the arms that learn from right and from wrong rollouts alone."""
+def predicted(data: Data, pair: tuple[str, str], share: int, seeds: Sequence[int], ratio: float | None = None) -> float:
+    """By the algebra, from the arms that learn from right and from wrong rollouts alone; ``ratio`` in place of theirs."""
 
     def cosine(a: str, b: str) -> float:
         return data.number("cosine", a, b).value
 
     between = cleared(cosine, "right", "wrong", seeds)
-    over = fmean(data.steepness[f"wrong-s{s}"] / data.steepness[f"right-s{s}"] for s in seeds)
+    over = fmean(steeper(data, s) for s in seeds) if ratio is None else ratio
     one, other = (weights_of(arm, share / 100) for arm in pair)
     return mixed_cosine(one, other, max(-1.0, min(1.0, between)), over)
+
+
+def steeper(data: Data, seed: int) -> float:
+    """By what factor the gradient of wrong rollouts is longer than that of right ones."""
+    return data.steepness[f"wrong-s{seed}"] / data.steepness[f"right-s{seed}"]
 
 
 def colinear(data: Data) -> tuple[list[Row], str]:
@@ -75,6 +93,14 @@ def colinear(data: Data) -> tuple[list[Row], str]:
             )
             for x in SHARES
         ]
+    rows.append(over_runs("c, cleared", jackknife(lambda s: cleared(cosine, "right", "wrong", s), data.seeds)))
+    rows.append(over_runs("q", mean_of_runs([steeper(data, s) for s in data.seeds])))
+    for pair, share in product(PAIRS, SHARES):
+        a, b = (f"{arm}-{share}" for arm in pair)
+        found = jackknife(lambda s, a=a, b=b: across(cosine, a, b, s), data.seeds)
+        rows.append(over_runs(f"{' and '.join(pair)} at {share} %: cosine at one seed", found))
+        told = jackknife(lambda s, p=pair, x=share: predicted(data, p, x, s, 1.0), data.seeds)
+        rows.append(over_runs(f"{' and '.join(pair)} at {share} %: the algebra's with q = 1", told))
     rows = corrected(rows)
     share, fits = rows[:3], sum(row.inside(0.15) for row in rows[3:15])
     if all(row.above for row in share) and fits >= 9:
@@ -87,10 +113,11 @@ def colinear_apart(data: Data) -> tuple[list[Row], str]:
     rows = []
     for pair in PAIRS:
         for share in SHARES:
-            ends = [f"{arm}-{share}" for arm in pair]
-            found = jackknife(lambda s, e=ends: at_other_seeds(data, *e, s), data.seeds)
+            a, b = (f"{arm}-{share}" for arm in pair)
+            found = jackknife(lambda s, a=a, b=b: at_other_seeds(data, a, b, s), data.seeds)
             away = jackknife(
-                lambda s, e=ends, p=pair, x=share: at_other_seeds(data, *e, s) - predicted(data, p, x, s), data.seeds
+                lambda s, a=a, b=b, p=pair, x=share: at_other_seeds(data, a, b, s) - predicted(data, p, x, s),
+                data.seeds,
             )
             rows.append(over_runs(f"{' and '.join(pair)} at {share} %: cosine between other seeds", found))
             rows.append(over_runs(f"{' and '.join(pair)} at {share} %: the same less the algebra's", away))

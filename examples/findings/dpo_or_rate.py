@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 from statistics import fmean
 
 import numpy as np
@@ -47,6 +47,11 @@ def dpo_or_rate(data: Data) -> tuple[list[Row], str]:
         for what, number in (("cosine of", across), ("what one mean update would score,", reliability)):
             found = jackknife(lambda s, n=number, a=a, b=b: n(cosine, a, b, s), data.seeds)
             rows.append(over_runs(f"{what} {a} and {b}", found))
+    for one, other in product(RATES, RATES):
+        if one != other:
+            a, b = f"sft-{one}", f"dpo-{other}"
+            found = jackknife(lambda s, a=a, b=b: across(cosine, a, b, s), data.seeds)
+            rows.append(over_runs(f"cosine of {a} and {b}", found))
     rows = corrected(rows + _states_and_angles(data))
     seed = [row for row, ok in zip(rows, matched, strict=False) if ok]
     rate = [row for row in rows if row.family == "beyond the rate"]
@@ -77,6 +82,8 @@ def _states_and_angles(data: Data) -> list[Row]:
                 lambda s, v=value, a=a, b=b: across(v, a, b, s) - fmean(among(v, arm, s) for arm in (a, b)), data.seeds
             )
             rows.append(over_runs(f"{what} of {a} and {b}, less that of seeds", found))
+            plain = jackknife(lambda s, v=value, a=a, b=b: across(v, a, b, s), data.seeds)
+            rows.append(over_runs(f"{what} of {a} and {b}", plain))
         base = [[given["CKA"](f"{arm}-s{s}", "base") for s in data.seeds] for arm in (a, b)]
         rows.append(over_runs(f"CKA to the base, {b} less {a}", mean_of_runs(np.subtract(base[1], base[0]).tolist())))
     return rows

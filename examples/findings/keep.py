@@ -31,12 +31,12 @@ def keep(results: Path, out: Path, *, stacked: bool = False) -> Path:
             write_json(out / name, read_json(results / name))
     comparison = read_json(results / "comparison.json")
     write_json(out / "comparison.json", comparison | {"pairs": []})  # which the scores below give again
-    _training(results / "training.json", out / "training.parquet")
     chosen = pc.field("aggregation") == "stacked" if stacked else pc.field("aggregation") != "module"
     _rewrite(results / "measurements.parquet", out, chosen & (pc.field("kind") == ""))
-    for name in ("scores.parquet", "path_items.parquet"):
+    for name in ("scores.parquet", "path_items.parquet", "training.parquet"):
         if (results / name).is_file():
             _rewrite(results / name, out, None)
+    _training(results / "training.json", out / "training.parquet")
     if (results / "provenance.json").is_file():
         provenance = read_json(results / "provenance.json")
         write_json(out / "provenance.json", {key: provenance[key] for key in FROM})

@@ -153,7 +153,8 @@ def _owners(folder: Path, names: list[str]) -> tuple[dict[str, _Owner], list[Pro
             problems.append(Problem(name, "manifest", says))
             continue
         if manifest is not None:
-            apart = frozenset(manifest.get("apart", ()))
+            given = manifest.get("apart")
+            apart = frozenset(map(str, given)) if isinstance(given, list) else frozenset[str]()
             owners[place] = _Owner(place, str(manifest["kind"]), manifest["files"], finished=True, apart=apart)
     return owners, problems
 

@@ -95,6 +95,22 @@ def test_clearing_a_cosine_of_noise_gives_that_of_the_means():
     assert cosine("a-s0", "b-s0") < 0.5 * true
 
 
+def test_arms_that_share_their_order_of_data_are_cleared_between_other_seeds(tmp_path):
+    """At one seed both arms have the noise of one order: cleared there, their cosine passes 1."""
+    from colinear import at_other_seeds
+    from contrast import cleared
+    from measured import Data
+
+    rng = np.random.default_rng(0)
+    means = {"a": (one := rng.standard_normal(4000)), "b": 0.9 * one + 0.4 * rng.standard_normal(4000)}
+    order = {s: 1.2 * rng.standard_normal(4000) for s in SEEDS}
+    runs = {f"{arm}-s{s}": mean + order[s] for arm, mean in means.items() for s in SEEDS}
+    data = Data(results(tmp_path, runs))
+    true = means["a"] @ means["b"] / np.linalg.norm(means["a"]) / np.linalg.norm(means["b"])
+    assert at_other_seeds(data, "a", "b", SEEDS) == pytest.approx(true, abs=0.03)
+    assert cleared(lambda x, y: data.number("cosine", x, y).value, "a", "b", SEEDS) > 1.2
+
+
 def test_the_algebra_of_mixed_directions_is_that_of_vectors():
     from colinear import mixed_cosine, weights_of
 

@@ -168,10 +168,9 @@ class _Meter:
 
     def _pace(self, kind: str) -> float:
         """Seconds a cost of steps of a kind, over those of all; 1 where none has ended."""
-        if kind not in self._took:
-            return 1.0
+        own, cost_of_own = self._took.get(kind, (0.0, 0.0))
         seconds, cost = (sum(took[place] for took in self._took.values()) for place in (0, 1))
-        return self._took[kind][0] / self._took[kind][1] / (seconds / cost) if seconds > 0 else 1.0
+        return own / cost_of_own / (seconds / cost) if seconds > 0 and cost_of_own > 0 else 1.0
 
 
 def _awaited(name: str) -> str:
