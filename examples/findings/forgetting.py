@@ -62,6 +62,7 @@ def forgetting(data: Data) -> tuple[list[Row], str]:
     one = [data.grid("sft", [s]) for s in data.seeds]
     churn = fmean(float(b[solved(a[:, 0])].mean()) for a in one for b in one if a is not b)
     rows.append(Row(f"two seeds of sft: right again where the other is {churn:.3f}", mean_of_runs([]), math.nan))
+    rows += _ends(data, gained, moved)
     rows = corrected(rows)
     return rows, f"{_avoids(rows)}; that losses of equal gain forget alike {_alike(rows)}"
 
@@ -97,6 +98,21 @@ def _kept(data: Data, places: Places, family: str) -> list[Row]:
         return []
     mixed = {arm: np.stack([_between(data.scores, p) for p in places[arm].values()], 1)[held] for arm in ("sft", *able)}
     return [over_problems(f"{arm} less sft: still right", mixed[arm], mixed["sft"], family) for arm in able]
+
+
+def _ends(data: Data, gained: Places, moved: Places) -> list[Row]:
+    """How many runs of an arm get to both places, and where it ends."""
+    held, rows = solved(data.scores["base"]), []
+    for arm in (arm for arm in gained if f"{arm}-s{data.seeds[0]}" in data.scores):
+        there = f"{len(gained[arm])} of {len(data.seeds)} runs gain enough, {len(moved[arm])} go far enough"
+        ends = [data.scores[f"{arm}-s{seed}"] for seed in data.seeds]
+        gain = mean_of_runs([float(end.mean() - data.scores["base"].mean()) for end in ends])
+        kept = mean_of_runs([float(end[held].mean()) for end in ends])
+        rows += [
+            Row(f"{arm}: {there}; gain at the end", gain, math.nan),
+            Row(f"{arm}: kept at the end", kept, math.nan),
+        ]
+    return rows
 
 
 def _places(data: Data, points: Sequence[dict[str, Any]], values: Mapping[str, float], target: float) -> Places:
