@@ -229,7 +229,7 @@ def forgetting(data: Data, rows: Sequence[Row]) -> Figure:
 
 
 def locking(data: Data, rows: Sequence[Row]) -> Figure:
-    """Overlap with the end along the run less the mean of its walks: a line a seed, and each seed's 95 % of walks and orders."""
+    """Overlap with the end along the run: a line a seed, and each seed's 95 % of walks and orders."""
     arms = {"opd-norm": "OPD", "rlvr": "RLVR", "sft-norm": "SFT", "rlvr-shuffled": "shuffled rewards"}
     figure, axes = panels(len(arms), share_y=True)
     for place, (panel, (arm, label)) in enumerate(zip(axes, arms.items(), strict=True)):

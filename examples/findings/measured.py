@@ -76,8 +76,12 @@ class Data:
 
     def matched(self, a: str, b: str, *, within: float = 0.1) -> bool:
         """Whether the updates of two arms are about equally long in every seed."""
+        return all(abs(log) < math.log1p(within) for log in self.logs_of_lengths(a, b))
+
+    def logs_of_lengths(self, a: str, b: str) -> list[float]:
+        """By what factor the update of one arm is longer than that of another, by seed, as a logarithm."""
         norms = [[float(self.runs[f"{arm}-s{seed}"]["update_norm"]) for arm in (a, b)] for seed in self.seeds]
-        return all(1 / (1 + within) < one / other < 1 + within for one, other in norms)
+        return [math.log(one / other) for one, other in norms]
 
 
 def _key(row: Measurement) -> tuple[Any, ...]:

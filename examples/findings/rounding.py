@@ -12,6 +12,8 @@ from limbeck.types import Measurement
 
 SIGNS = (-1, -1, 1)  # of SFT over RLVR, as published: denser, less on small weights, more on principal ones
 SMALL = 0.05
+ARMS = ("sft", "opd", "rlvr", "sft-low", "opd-low")  # at equal steps
+AT_ONE_NORM = ("sft-low-norm", "opd-low-norm", "rlvr-low")
 QUANTITIES = {  # what a report calls it: family, metric, aggregation, side, k
     "unchanged in bf16": ("visible", "sparsity_visible", "parameter-weighted", "", 0),
     "changed: small": ("visible", "mask_overlap_low", "parameter-weighted", "", 0),
@@ -31,9 +33,20 @@ def rounding(data: Data) -> tuple[list[Row], str]:
         for what in QUANTITIES
         for arm in ("sft", "opd")
     ]
-    for arm in ("sft", "opd", "rlvr", "sft-low", "opd-low", "rlvr-low"):
+    for arm in (*ARMS, *AT_ONE_NORM, "sft-norm", "opd-norm"):
         plain = [_measured(data, "unchanged in bf16", f"{arm}-s{seed}").value for seed in data.seeds]
         rows.append(over_runs(f"{arm}: unchanged in bf16", mean_of_runs(plain)))
+    for one, other in (
+        ("sft-low-norm", "rlvr-low"),
+        ("opd-low-norm", "rlvr-low"),
+        ("sft-norm", "rlvr"),
+        ("opd-norm", "rlvr"),
+    ):
+        rows.append(over_runs(f"{one} over {other}: length, log", mean_of_runs(data.logs_of_lengths(one, other))))
+    for arm in AT_ONE_NORM:
+        for what in (what for what, parts in QUANTITIES.items() if parts[0] == "visible"):
+            beside = mean_of_runs([math.log(_ratio(data, what, f"{arm}-s{seed}")) for seed in data.seeds])
+            rows.append(over_runs(f"{arm}: {what} over chance, log", beside))
     rows = corrected(rows)
     if not data.matched("sft-low-norm", "rlvr-low"):
         return rows, OPEN

@@ -7,7 +7,6 @@ folder in place: it holds a lock on the marker, which ends with it. Knows nothin
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -28,11 +27,11 @@ import limbeck
 from limbeck.addresses import origin
 from limbeck.digests import MANIFEST, MARKER, file_digest, is_manifest, read_sealed, sealed_text, sound, unsealed
 from limbeck.errors import DataError, FolderError
+from limbeck.locks import lock, refuse_locked, unlock
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "scipy", "math-verify", "pyarrow")
 
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # tells machines apart and names none
-_claims: dict[Path, int] = {}  # folder to the descriptor by which this process holds its marker locked
 
 
 @contextmanager
@@ -81,16 +80,16 @@ def claim(out: Path | str, *, overwrite: bool = False) -> Path:
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
-    _lock(out)
+    lock(out)
     if is_complete(out):
         try:
             refuse_existing(out, overwrite=overwrite)  # somebody may have finished it before the lock was ours
         except FolderError:
-            _unlock(out)
+            unlock(out)
             raise
         _set_aside(out)
         out.mkdir()
-        _lock(out)
+        lock(out)
     _sweep(out)
     return out
 
@@ -119,7 +118,7 @@ def seal(
     }
     _put(folder / MANIFEST, manifest_bytes(manifest))
     _clean_siblings(folder)
-    _unlock(folder)
+    unlock(folder)
 
 
 def amend(folder: Path | str, *names: str) -> None:
@@ -167,12 +166,7 @@ def refuse_existing(out: Path | str, *, overwrite: bool = False) -> None:
             f"--out must be new or empty, received {out}, which holds files that limbeck did not write. "
             "Give another --out."
         )
-    if (out / MARKER).exists() and not _is_ours(out):
-        marker = os.open(out / MARKER, os.O_RDONLY)
-        try:
-            _flock(marker, fcntl.LOCK_SH, out)  # shared: two that only look do not meet
-        finally:
-            os.close(marker)
+    refuse_locked(out)
 
 
 def is_complete(path: Path | str) -> bool:
@@ -376,59 +370,6 @@ def revision() -> str:
         return ""
 
 
-def _lock(out: Path) -> None:
-    """Hold the marker's lock; again by the same process is fine."""
-    if _is_ours(out):
-        return
-    marker = os.open(out / MARKER, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _flock(marker, fcntl.LOCK_EX, out)
-        if not _is_file(marker, out / MARKER):  # moved aside between opening and locking
-            raise _taken(out, "")
-    except FolderError:
-        os.close(marker)
-        raise
-    os.ftruncate(marker, 0)
-    os.pwrite(marker, str(os.getpid()).encode(), 0)
-    _unlock(out)  # of a folder that was here before and is moved or removed
-    _claims[out.resolve()] = marker
-
-
-def _unlock(out: Path) -> None:
-    marker = _claims.pop(out.resolve(), None)
-    if marker is not None:
-        os.ftruncate(marker, 0)
-        os.close(marker)
-
-
-def _is_ours(out: Path) -> bool:
-    marker = _claims.get(out.resolve())
-    return marker is not None and _is_file(marker, out / MARKER)
-
-
-def _is_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _flock(marker: int, kind: int, out: Path) -> None:
-    try:
-        fcntl.flock(marker, kind | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise _taken(out, os.pread(marker, 20, 0).decode("ascii", "replace")) from error
-    except OSError:
-        return  # a file system without locks: there the user has to take care
-
-
-def _taken(out: Path, pid: str) -> FolderError:
-    return FolderError(
-        f"--out must be written by one process at a time: another process (pid {pid or 'unknown'}) is writing {out}. "
-        "Wait for it, or give another --out."
-    )
-
-
 def _sibling(out: Path, role: str) -> Path:
     return out.with_name(f".{out.name}.{HOST}.{os.getpid()}.{role}")
 
@@ -493,4 +434,4 @@ def _replace(temporary: Path, out: Path, *, overwrite: bool) -> None:
     if out.exists():
         _set_aside(out)
     os.replace(temporary, out)
-    _unlock(out)  # what this process may have claimed there is gone
+    unlock(out)  # what this process may have claimed there is gone

@@ -23,9 +23,9 @@ from limbeck.errors import LimbeckError
 from limbeck.objectives import find
 from limbeck.problems.prompts import stop_ids
 from limbeck.storage import local
+from limbeck.train.checks import check
 from limbeck.train.engine import make_engine, trainable
 from limbeck.train.models import add_adapter, load_model, model_context, model_folder, unfreeze
-from limbeck.train.run import check
 
 in_model, in_memory = (partial(Finding, about=section) for section in ("model", "memory"))
 PARTS = ("model", "rollouts", "memory")

@@ -27,8 +27,8 @@ from limbeck.studies.config import (
 from limbeck.studies.identity import check_vocabulary, problems_of, rollouts_params, served_params
 from limbeck.studies.sections import RolloutsConfig
 from limbeck.studies.step import Plan
+from limbeck.train.checks import check
 from limbeck.train.models import input_digest
-from limbeck.train.run import check
 from limbeck.worlds.named import problems_named
 
 Params = dict[str, Any]

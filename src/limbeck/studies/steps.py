@@ -31,8 +31,9 @@ from limbeck.studies.sampling import sample_from_server, sample_rollouts
 from limbeck.studies.sections import ServerConfig
 from limbeck.studies.walk import walk
 from limbeck.studies.weights import follow_runs, measure_weights
+from limbeck.train.checks import check
 from limbeck.train.models import load_model, load_tokenizer, model_digest
-from limbeck.train.run import check, train
+from limbeck.train.run import train
 
 Params = dict[str, Any]
 Inputs = dict[str, Path]

@@ -7,8 +7,8 @@ import pytest
 from limbeck.config import TrainConfig
 from limbeck.errors import ConfigError
 from limbeck.objectives import find
+from limbeck.train.checks import check
 from limbeck.train.data import prepare
-from limbeck.train.run import check
 
 from .toy import tiny_rollouts
 

@@ -19,6 +19,7 @@ from limbeck import folders
 from limbeck.cli import app
 from limbeck.errors import FolderError
 from limbeck.folders import MARKER, claim, publish, seal
+from limbeck.locks import unlock
 from limbeck.stopped import STOPPED, sentence_left
 from limbeck.studies import runner
 from limbeck.studies.step import Step
@@ -275,7 +276,7 @@ def test_the_sentence_of_a_failure_is_shown_until_the_command_is_given_again(wat
     failed = CliRunner().invoke(app, command)
     assert isinstance(failed.exception, IsADirectoryError)
     assert not any("ended with" in note for note in state_of(out, NOT_YET).notes)  # this process still holds it
-    folders._unlock(out)
+    unlock(out)
     state = state_of(out, NOT_YET)
     assert (state.status, state.notes[1][:34]) == ("stopped", "it ended with: IsADirectoryError: ")
     (out / "metrics.jsonl").rmdir()
