@@ -247,7 +247,7 @@ def locking(data: Data, rows: Sequence[Row]) -> Figure:
             panel.plot(x, [row.null.q95 for row in order], color=INK, linewidth=0.6, linestyle="--")
         panel.axvline(EARLY, color=MUTED, linewidth=0.5)
         panel.set(title=label, xlabel="share of the run")
-    axes[0].set_ylabel("overlap of leading directions with the end's")
+    axes[0].set_ylabel("overlap with the end")
     axes[0].plot([], [], color=MUTED, linestyle=":", label="95 % of walks")
     axes[0].plot([], [], color=INK, linestyle="--", label="95 % of orders")
     names_below(figure, axes[0])
