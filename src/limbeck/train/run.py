@@ -31,6 +31,7 @@ from limbeck.folders import (
     write_json,
 )
 from limbeck.geometry.delta import init_digest
+from limbeck.objectives import inputs
 from limbeck.rollouts.store import read_rollouts
 from limbeck.stopped import forget_sentence
 from limbeck.storage import local
