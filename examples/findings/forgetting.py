@@ -61,7 +61,10 @@ def forgetting(data: Data) -> tuple[list[Row], str]:
             rows.append(over_runs(f"{arm} less sft: {what}", mean_of_runs(apart)))
     one = [data.grid("sft", [s]) for s in data.seeds]
     churn = fmean(float(b[solved(a[:, 0])].mean()) for a in one for b in one if a is not b)
+    held = solved(data.scores["base"])
+    same = fmean(float(b[held & solved(a[:, 0])].mean()) for a in one for b in one if a is not b)
     rows.append(Row(f"two seeds of sft: right again where the other is {churn:.3f}", mean_of_runs([]), math.nan))
+    rows.append(Row(f"two seeds of sft: the same where the base is right too {same:.3f}", mean_of_runs([]), math.nan))
     rows += _ends(data, gained, moved)
     rows = corrected(rows)
     return rows, f"{_avoids(rows)}; that losses of equal gain forget alike {_alike(rows)}"

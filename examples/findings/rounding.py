@@ -12,8 +12,6 @@ from limbeck.types import Measurement
 
 SIGNS = (-1, -1, 1)  # of SFT over RLVR, as published: denser, less on small weights, more on principal ones
 SMALL = 0.05
-ARMS = ("sft", "opd", "rlvr", "sft-low", "opd-low")  # at equal steps
-AT_ONE_NORM = ("sft-low-norm", "opd-low-norm", "rlvr-low")
 QUANTITIES = {  # what a report calls it: family, metric, aggregation, side, k
     "unchanged in bf16": ("visible", "sparsity_visible", "parameter-weighted", "", 0),
     "changed: small": ("visible", "mask_overlap_low", "parameter-weighted", "", 0),
@@ -33,17 +31,15 @@ def rounding(data: Data) -> tuple[list[Row], str]:
         for what in QUANTITIES
         for arm in ("sft", "opd")
     ]
-    for arm in (*ARMS, *AT_ONE_NORM, "sft-norm", "opd-norm"):
-        plain = [_measured(data, "unchanged in bf16", f"{arm}-s{seed}").value for seed in data.seeds]
-        rows.append(over_runs(f"{arm}: unchanged in bf16", mean_of_runs(plain)))
-    for one, other in (
-        ("sft-low-norm", "rlvr-low"),
-        ("opd-low-norm", "rlvr-low"),
-        ("sft-norm", "rlvr"),
-        ("opd-norm", "rlvr"),
-    ):
-        rows.append(over_runs(f"{one} over {other}: length, log", mean_of_runs(data.logs_of_lengths(one, other))))
-    for arm in AT_ONE_NORM:
+    for rate in ("-low", ""):
+        for arm in ("sft", "opd", "rlvr", "sft-norm", "opd-norm"):
+            name = _named(arm, rate)
+            plain = [_measured(data, "unchanged in bf16", f"{name}-s{seed}").value for seed in data.seeds]
+            rows.append(over_runs(f"{name}: unchanged in bf16", mean_of_runs(plain)))
+        for arm in ("sft-norm", "opd-norm"):
+            ends = _named(arm, rate), f"rlvr{rate}"
+            rows.append(over_runs(f"{' over '.join(ends)}: length, log", mean_of_runs(data.logs_of_lengths(*ends))))
+    for arm in ("sft-low-norm", "opd-low-norm", "rlvr-low"):
         for what in (what for what, parts in QUANTITIES.items() if parts[0] == "visible"):
             beside = mean_of_runs([math.log(_ratio(data, what, f"{arm}-s{seed}")) for seed in data.seeds])
             rows.append(over_runs(f"{arm}: {what} over chance, log", beside))
@@ -55,6 +51,11 @@ def rounding(data: Data) -> tuple[list[Row], str]:
     if sum(found and not row.inside(SMALL) for row, found in zip(asked, beyond, strict=True)) >= 2:
         return rows, HELD
     return rows, NOT if all(row.inside(SMALL) for row in asked) else OPEN
+
+
+def _named(arm: str, rate: str) -> str:
+    """An arm at a rate: the rate stands before what the arm is stopped at."""
+    return f"{arm.removesuffix('-norm')}{rate}{'-norm' if arm.endswith('-norm') else ''}"
 
 
 def _apart(data: Data, what: str, one: str, other: str, rate: str) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from itertools import combinations
 from pathlib import Path
@@ -167,6 +168,21 @@ def test_what_is_kept_is_read_where_the_gain_is_equal(tmp_path):
     for row in rows[:2]:  # at equal gain, and at equal KL
         assert row.what == "dpo less sft: still right"
         assert 0.03 < row.estimate.value < 0.2
+    found = {row.what: row.estimate.value for row in rows}
+    ends = {seed: dict(zip(problems, right[i : i + 400], strict=False)) for seed in SEEDS
+            for i in [400 * list(dict.fromkeys(names)).index(f"sft-s{seed}")]}  # fmt: skip
+    known = [f"p{i:03d}" for i in range(200)]  # what the base solves
+    assert found["sft: kept at the end"] == pytest.approx(np.mean([[end[p] for p in known] for end in ends.values()]))
+    assert found["dpo: kept at the end"] == 1
+    gain = np.mean([sum(end.values()) for end in ends.values()]) / 400 - 0.5
+    assert found["sft: 5 of 5 runs gain enough, 5 go far enough; gain at the end"] == pytest.approx(gain)
+    again = [
+        np.mean([other[p] for p in known if one[p]])
+        for one in ends.values()
+        for other in ends.values()
+        if one is not other
+    ]
+    assert f"two seeds of sft: the same where the base is right too {np.mean(again):.3f}" in found
 
 
 def test_a_sum_of_sparsities_is_told_from_chance_only_where_it_is_apart(tmp_path):
@@ -192,7 +208,24 @@ def test_a_sum_of_sparsities_is_told_from_chance_only_where_it_is_apart(tmp_path
 
     assert rounding(Data(folder(0.2)))[1] == "held"
     assert rounding(Data(folder(-0.2)))[1] == "cannot be decided"  # apart, and not as published
-    assert rounding(Data(folder(0.0)))[1] == "did not hold"
+    rows, verdict = rounding(Data(folder(0.0)))
+    assert verdict == "did not hold"
+    found = {row.what: row.estimate for row in rows}
+    assert found["sft-low-norm over rlvr-low: length, log"].value == 0
+    told = found["rlvr-low: unchanged in bf16 over chance, log"]
+    assert told.low < 0 < told.high
+    assert abs(told.value) < 0.01  # a chance of 0.5 everywhere
+    assert found["sft-low-norm: unchanged in bf16"].value == pytest.approx(0.5, abs=0.01)
+
+
+def test_lengths_are_compared_seed_by_seed(tmp_path):
+    from measured import Data
+
+    runs = {f"{arm}-s{s}": np.full(4, length + s) for arm, length in (("a", 2.0), ("b", 1.0)) for s in SEEDS}
+    data = Data(results(tmp_path, runs))
+    assert data.logs_of_lengths("a", "b") == pytest.approx([math.log((2 + s) / (1 + s)) for s in SEEDS])
+    assert not data.matched("a", "b")
+    assert data.matched("a", "a")
 
 
 @pytest.mark.parametrize(("bump", "verdict"), [(0.5, "held"), (0.0, "did not hold"), (0.105, "cannot be decided")])
