@@ -168,7 +168,7 @@ def study_size(data: Data, rows: Sequence[Row]) -> Figure:
 
 def factorial(data: Data, rows: Sequence[Row]) -> Figure:
     """Shares of the variance, a panel a response."""
-    responses = list(dict.fromkeys(row.family for row in rows))
+    responses = list(dict.fromkeys(row.family for row in rows if row.family))
     figure, axes = panels(len(responses), share_y=True)
     for place, (panel, response) in enumerate(zip(axes, responses, strict=True)):
         shown = [row for row in rows if row.family == response]
@@ -262,17 +262,10 @@ def erpd_frontier(data: Data, rows: Sequence[Row]) -> Figure:
     for place, arm in enumerate(arms):
         own = [p for p in points if p["arm"] == arm and p["step"] is None]
         x, y = [record(p, *EXACT)["value"] for p in own], [100 * p["accuracy"]["value"] for p in own]
-        axes[0].plot(
-            x, y, MARKERS[place % 8], color=COLORS[place % 8], markersize=3, fillstyle="none", markeredgewidth=0.8
-        )
-        axes[0].plot(
-            [float(np.exp(np.mean(np.log(x))))],
-            [fmean(y)],
-            MARKERS[place % 8],
-            color=COLORS[place % 8],
-            markersize=6,
-            label=arm,
-        )
+        marker, color = MARKERS[(place + place // 8) % 8], COLORS[place % 8]  # together they come round after 64
+        axes[0].plot(x, y, marker, color=color, markersize=3, fillstyle="none", markeredgewidth=0.8)
+        mean = float(np.exp(np.mean(np.log(x))))
+        axes[0].plot([mean], [fmean(y)], marker, color=color, markersize=6, label=arm)
     axes[0].axhline(100 * float(data.scores["base"].mean()), color=MUTED, linewidth=0.8, linestyle=(0, (4, 2)))
     axes[0].set(xscale="log", xlabel="KL to the base, nats a token", ylabel="test problems right, %")
     names_below(figure, axes[0], 3)

@@ -434,6 +434,7 @@ def test_one_seed_is_enough_where_seeds_do_not_differ(tmp_path, noise, verdict):
 )
 def test_the_loss_decides_only_where_intervals_are_apart(tmp_path, objective, optimizer, both, verdict):
     from factorial import factorial
+    from figures import DRAWN
     from measured import Data
 
     def term(name: str, share: float) -> dict[str, object]:
@@ -449,6 +450,7 @@ def test_the_loss_decides_only_where_intervals_are_apart(tmp_path, objective, op
     assert said == f"that the loss decides the direction {verdict}"
     assert rows[0].estimate.value == objective
     assert rows[0].p_holm == 0.03
+    assert [panel.get_title() for panel in DRAWN["factorial"](Data(tmp_path), rows).axes] == ["direction"]
 
 
 @pytest.mark.parametrize(
@@ -456,6 +458,7 @@ def test_the_loss_decides_only_where_intervals_are_apart(tmp_path, objective, op
 )
 def test_a_smaller_kl_at_a_lower_accuracy_is_not_the_claim(tmp_path, factor, lost, verdict):
     from erpd_frontier import erpd_frontier
+    from figures import DRAWN
     from measured import Data
 
     arms = ("grpo", "sapo", "mse", "from-strong", "from-weak")
@@ -466,7 +469,8 @@ def test_a_smaller_kl_at_a_lower_accuracy_is_not_the_claim(tmp_path, factor, los
             kl = 0.05 * (factor if arm == "grpo" else 1.0) * (1 + 0.02 * seed)
             ends = {"value": kl, "low": 0.95 * kl, "high": 1.05 * kl, "level": 0.95, "method": "b", "n": 150}
             exact = {"direction": "student_reference", "estimator": "exact", "unit": "nats/token", **ends}
-            points.append({"arm": arm, "seed": seed, "step": None, "records": [exact]})
+            right = {"value": accuracy[arm]}
+            points.append({"arm": arm, "seed": seed, "step": None, "accuracy": right, "records": [exact]})
     write_json(tmp_path / "frontier.json", {"points": points})
     rng = np.random.default_rng(0)
     vectors = {f"{arm}-s{s}": rng.standard_normal(200) for arm in arms for s in SEEDS}
@@ -479,7 +483,10 @@ def test_a_smaller_kl_at_a_lower_accuracy_is_not_the_claim(tmp_path, factor, los
         for run, v in vectors.items()
     ]
     folder = results(tmp_path, vectors, norms)
-    rows, said = erpd_frontier(Data(answered(folder, accuracy, problems=4000)))
+    data = Data(answered(folder, accuracy | {"base": 0.4}, problems=4000))
+    rows, said = erpd_frontier(data)
     assert said == verdict
+    drawn = DRAWN["erpd-frontier"](data, rows).axes[0].get_lines()
+    assert {line.get_label() for line in drawn} >= set(arms)
     assert rows[0].estimate.value == pytest.approx(factor)
     assert next(row for row in rows if row.what.startswith("from-weak: share")).estimate.value == pytest.approx(0.4)
