@@ -5,6 +5,8 @@ from __future__ import annotations
 from contrast import OPEN, Row, corrected, over_problems
 from measured import Data
 
+from limbeck.stats.seeds import Grid
+
 LEAST = 0.01  # of accuracy: what would matter
 
 
@@ -18,9 +20,18 @@ def trrd(data: Data) -> tuple[list[Row], str]:
         over_problems(f"{arm} less grpo: accuracy", data.grid(arm), data.grid("grpo"))
         for arm in ("trrd", "kdrl", "opd-then-grpo")
     ]
+    rows += [
+        over_problems(f"trrd less {other}: pass@4", _any_right(data, "trrd"), _any_right(data, other))
+        for other in ("kdrl", "opd-then-grpo")
+    ]
     rows = corrected(rows)
     kdrl, chain = (_better(row) for row in rows[:2])
     return rows, f"that TRRD is better than KDRL: {kdrl}; than OPD followed by GRPO: {chain}"
+
+
+def _any_right(data: Data, arm: str) -> Grid:
+    """Whether one of a problem's four answers is right."""
+    return (data.grid(arm) > 0).astype(float)
 
 
 def _better(row: Row) -> str:
