@@ -141,7 +141,9 @@ def parts(design: Design, difference: float) -> Parts:
     if problem <= 0:
         raise ConfigError(
             f"answers of one arm must disagree less than answers of two arms, received {between:g} between seeds and "
-            f"{within:g} between samples with {discordance:g} between arms. Take all three from one pilot."
+            f"{within:g} between samples with {discordance:g} between arms. Take all three from one pilot; where they are, it "
+            f"was too small to tell them apart, or its arms differ no more than their seeds: give a discordance above "
+            f"{difference**2 + lost:.4g}, or plan with fewer seeds."
         )
     cells = (between - within + within / design.samples) / 2 / design.seeds
     return Parts(problem, (design.seed_sd or 0.0) ** 2 / design.seeds, cells)
