@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import stdev
+from typing import Any
 
 from contrast import OPEN, Row
 from measured import Data
@@ -17,20 +18,13 @@ EVEN = 0.15  # standard deviation of log norm, above which lengths are not match
 
 
 def factorial(data: Data) -> tuple[list[Row], str]:
-    """The share of every term in the variance of every response."""
+    """The share of every term in the variance of every response: as registered by one error for all, then by its own."""
     found = read_json(data.folder / "factorial.json")
-    rows = []
-    for response, terms in found["shares"].items():
-        for term in terms:
-            share = Estimate(
-                value=term["unbiased"], low=term["low"], high=term["high"], level=0.95, method="jackknife_t",
-                n=len(data.seeds),
-            )  # fmt: skip
-            p, p_holm = (math.nan if term[key] is None else term[key] for key in ("p", "p_holm"))
-            rows.append(Row(f"{response}: share of {term['term']}", share, p, response, p_holm))
+    rows = [_row(data, name, term, name) for name, terms in found["pooled"].items() for term in terms]
     lengths = [run["log norm"] for run in found["runs"]]
     rows.append(Row(f"sd of log norm over runs {stdev(lengths):.3f}, below {EVEN}", mean_of_runs([]), math.nan))
-    direction = {term["term"]: term for term in found["shares"]["direction"]}
+    rows += [_row(data, f"{name} by own errors", term) for name, terms in found["shares"].items() for term in terms]
+    direction = {term["term"]: term for term in found["pooled"]["direction"]}
     loss, optimizer = direction["objective"], direction["optimizer"]
     both = next(t for name, t in direction.items() if set(name.split(" x ")) == {"objective", "optimizer"})
     if both["unbiased"] > max(loss["unbiased"], optimizer["unbiased"]) or max(loss["high"], optimizer["high"]) < LEAST:
@@ -39,3 +33,11 @@ def factorial(data: Data) -> tuple[list[Row], str]:
         return rows, "that the loss decides the direction held"
     other = optimizer["low"] > loss["high"]
     return rows, f"that the loss decides the direction {'did not hold: the optimizer does' if other else OPEN}"
+
+
+def _row(data: Data, response: str, term: dict[str, Any], family: str = "") -> Row:
+    share = Estimate(
+        value=term["unbiased"], low=term["low"], high=term["high"], level=0.95, method="jackknife_t", n=len(data.seeds)
+    )
+    p, p_holm = (math.nan if term[key] is None else term[key] for key in ("p", "p_holm"))
+    return Row(f"{response}: share of {term['term']}", share, p, family, p_holm)

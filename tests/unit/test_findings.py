@@ -445,11 +445,15 @@ def test_the_loss_decides_only_where_intervals_are_apart(tmp_path, objective, op
     write_json(tmp_path / "study.json", {"seeds": SEEDS})
     write_json(tmp_path / "arms.json", [])
     runs = [{"arm": "a", "seed": s, "log norm": 0.01 * s} for s in SEEDS]
-    write_json(tmp_path / "factorial.json", {"shares": {"direction": [*shares, error]}, "runs": runs})
+    split = {"direction": [*shares, error]}
+    write_json(tmp_path / "factorial.json", {"pooled": split, "shares": split, "runs": runs})
     rows, said = factorial(Data(tmp_path))
     assert said == f"that the loss decides the direction {verdict}"
     assert rows[0].estimate.value == objective
     assert rows[0].p_holm == 0.03
+    assert [row.what for row in rows if row.what.endswith("share of objective")] == [
+        "direction: share of objective", "direction by own errors: share of objective",
+    ]  # fmt: skip
     assert [panel.get_title() for panel in DRAWN["factorial"](Data(tmp_path), rows).axes] == ["direction"]
 
 

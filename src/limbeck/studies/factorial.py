@@ -15,7 +15,7 @@ from limbeck.folders import plain, publish, read_manifest, write_json
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.direction import cosines, inner_products
 from limbeck.geometry.spectrum import singular_values, stable_rank
-from limbeck.stats.factorial import Share, split
+from limbeck.stats.factorial import ERRORS, Share, split
 from limbeck.stats.multiplicity import holm
 from limbeck.studies.config import StudyConfig
 from limbeck.studies.grid import cells_of, name_of
@@ -53,7 +53,7 @@ def add_factorial(plan: Plan, runs: Runs, config: StudyConfig) -> None:
 
 
 def split_variance(params: dict[str, Any], inputs: dict[str, Path], out: Path, tell: Callable[[float], None]) -> None:
-    """Shares of the factors in accuracy and length, and of adapters in direction and stable rank as well."""
+    """Shares of the factors in accuracy and length, and of adapters in direction and stable rank as well, by both errors."""
     folders = [path for role, path in inputs.items() if role.startswith("run:")]
     numbers = {
         "accuracy": [_accuracy(path) for role, path in inputs.items() if role.startswith("table:")],
@@ -67,13 +67,19 @@ def split_variance(params: dict[str, Any], inputs: dict[str, Path], out: Path, t
         numbers = {"stable rank": [_stable_rank(delta) for delta in deltas], **numbers}
     tell(0.7)
     responses |= {name: np.outer(values, values) for name, values in numbers.items()}
-    shares = {name: _corrected(split(inner, params["levels"], params["seeds"])) for name, inner in responses.items()}
+    shares, pooled = (
+        {name: _corrected(split(x, params["levels"], params["seeds"], error=error)) for name, x in responses.items()}
+        for error in ERRORS
+    )
     rows = [
         {"arm": arm, "seed": seed, **{name: values[place] for name, values in numbers.items()}}
         for place, (arm, seed) in enumerate(zip(params["arms"], params["seeds"], strict=True))
     ]
     with publish(out, kind="factorial") as folder:
-        write_json(folder / "factorial.json", plain({"levels": params["levels"], "shares": shares, "runs": rows}))
+        write_json(
+            folder / "factorial.json",
+            plain({"levels": params["levels"], "shares": shares, "pooled": pooled, "runs": rows}),
+        )
 
 
 def _corrected(shares: Sequence[Share]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from statsmodels.formula.api import ols
-from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.anova import AnovaRM, anova_lm
 from tests.reference import stats as reference
 
 from limbeck.errors import DataError
@@ -52,7 +52,7 @@ def test_numbers_split_as_in_statsmodels():
     table = anova_lm(
         ols("y ~ C(loss) * C(optimizer) * C(schedule) + C(s)", pd.DataFrame({**levels, "s": seeds, "y": y})).fit()
     )
-    found = {share.term: share for share in split(np.outer(y, y), levels, seeds, draws=19)}
+    found = {share.term: share for share in split(np.outer(y, y), levels, seeds, error="pooled", draws=19)}
     error = table.loc["Residual", "mean_sq"]
     total = table["sum_sq"].sum()
     parts = table["sum_sq"] - table["df"] * error
@@ -65,6 +65,41 @@ def test_numbers_split_as_in_statsmodels():
         assert found[name].df == row["df"]
         assert found[name].share == pytest.approx(row["sum_sq"] / total, rel=1e-9)
         assert found[name].unbiased == pytest.approx(parts[term] / parts.sum(), rel=1e-9, abs=1e-12)
+
+
+def test_own_errors_are_those_of_repeated_measures_in_statsmodels():
+    levels, seeds = design()
+    y = np.random.default_rng(3).normal(0.4, 0.1, len(seeds))
+    frame = pd.DataFrame({**levels, "subject": seeds, "right": y})
+    table = AnovaRM(frame, "right", "subject", within=list(FACTORS)).fit().anova_table
+    found = {share.term: share for share in split(np.outer(y, y), levels, seeds, draws=19)}
+    parts = {
+        term.replace(":", " x "): found[term.replace(":", " x ")].share * (1 - 1 / row["F Value"])
+        for term, row in table.iterrows()
+    }
+    parts |= {term: 1.5 * found[term].share for term in ("seed", "cell x seed")}  # three seeds show two thirds
+    assert {term: share.unbiased for term, share in found.items()} == pytest.approx(
+        {term: part / sum(parts.values()) for term, part in parts.items()}, rel=1e-9
+    )
+
+
+def test_a_small_effect_is_seen_where_its_cells_err_alike():
+    levels, seeds = design(num=5)
+    rng = np.random.default_rng(6)
+    step = rng.normal(0, 0.05, 30)  # of the schedule, among rows that all schedules of a loss share at a seed
+    effect = (step**2).sum() / 4
+    truth = effect / (effect + 30 * (1 + 0.05**2))
+    found = []
+    for _ in range(20):
+        rows = {(loss, seed): rng.normal(0, 1, 30) for loss in FACTORS["loss"] for seed in range(5)}
+        y = np.array([rows[loss, seed] for loss, seed in zip(levels["loss"], seeds, strict=True)])
+        y += rng.normal(0, 0.05, y.shape) + np.outer([name == "s" for name in levels["schedule"]], step)
+        found.append([split(y @ y.T, levels, seeds, error=error, draws=99)[2] for error in ("own", "pooled")])
+    assert {share.term for pair in found for share in pair} == {"schedule"}
+    assert all(own.p == 0.01 for own, _ in found)
+    assert np.mean([own.low <= truth <= own.high for own, _ in found]) >= 0.8
+    assert np.mean([own.unbiased for own, _ in found]) == pytest.approx(truth, rel=0.2)
+    assert all(pooled.high < 0 and pooled.p > 0.5 for _, pooled in found)
 
 
 def test_a_planted_cause_is_found_and_only_it():
