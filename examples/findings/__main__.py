@@ -18,7 +18,7 @@ from colinear import colinear, colinear_apart
 from contrast import Row
 from dpo_or_rate import dpo_or_rate, dpo_parts
 from erpd_frontier import erpd_frontier
-from factorial import factorial
+from factorial import factorial, without_dpo
 from forgetting import forgetting
 from keep import keep
 from locking import locking
@@ -45,6 +45,7 @@ QUESTIONS: dict[str, Question] = {
 AFTERWARDS: dict[str, Question] = {  # what a page looked at once it had its verdict
     "dpo-parts": dpo_parts,
     "colinear-all": colinear_apart,
+    "factorial-without-dpo": without_dpo,
 }
 ASKED = {**QUESTIONS, **AFTERWARDS}
 

@@ -35,6 +35,13 @@ def factorial(data: Data) -> tuple[list[Row], str]:
     return rows, f"that the loss decides the direction {'did not hold: the optimizer does' if other else OPEN}"
 
 
+def without_dpo(data: Data) -> tuple[list[Row], str]:
+    """The split of directions where no row is a pair."""
+    rows, verdict = factorial(data)
+    kept = (row for row in rows if row.family == "direction")
+    return [row._replace(what=f"{row.what}, without DPO", family="without DPO") for row in kept], verdict
+
+
 def _row(data: Data, response: str, term: dict[str, Any], family: str = "") -> Row:
     share = Estimate(
         value=term["unbiased"], low=term["low"], high=term["high"], level=0.95, method="jackknife_t", n=len(data.seeds)

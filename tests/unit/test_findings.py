@@ -333,7 +333,9 @@ def test_every_question_has_its_page_its_study_and_its_study_at_scale():
 
 
 DATA = ROOT / "docs" / "results" / "data"
-AFTERWARDS = {"dpo-parts": "dpo-or-rate", "colinear-all": "colinear"}  # what was looked at after a verdict, by its page
+AFTERWARDS = {  # what was looked at after a verdict, by its page
+    "dpo-parts": "dpo-or-rate", "colinear-all": "colinear", "factorial-without-dpo": "factorial",
+}  # fmt: skip
 RUN = sorted({AFTERWARDS.get(path.name, path.name) for path in DATA.iterdir()})
 
 
