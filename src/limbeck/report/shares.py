@@ -36,10 +36,10 @@ def table(view: View) -> Table | None:
             "Of each response's sum of squares over all cells and seeds, the share of a factor, of factors together beyond what "
             "each does alone, of the seeds, and of what cell and seed leave; what its own change from seed to seed would give a "
             "term is taken out (omega squared), so that a share may be below 0. Direction is split by the cosines of whole "
-            "updates; the stable "
-            f"rank is the mean over matrices; length is the logarithm of the norm. In brackets the {level} % interval over "
-            "seeds (jackknife, Student's t): other seeds of these very cells and problems. p by permuting the cells' names "
-            f"within each seed, Holm over the terms of a column; strong where it is below {view.alpha:g}."
+            "updates; the stable rank is the mean over matrices; length is the logarithm of the norm. In brackets the "
+            f"{level} % interval over seeds (jackknife, Student's t): other seeds of these very cells and problems. p by "
+            "permuting the cells' names within each seed, Holm over the terms of a column; strong where it is below "
+            f"{view.alpha:g}."
         ),
         head=["term", "df", *(NAMES.get(name, name) for name in found)],
         rows=rows,

@@ -91,9 +91,8 @@ def split(
 
     share = SS / total,   unbiased = part / sum of parts
     part  = SS - noise of a factor or interaction
-    noise = SS(term x seed) / (seeds - 1), its own error;   pooled: df SS(cell x seed) / df(cell x seed)
-    part  = seeds / (seeds - 1) SS of seed and of cell x seed;   pooled: seeds / (seeds - 1) SS(cell x seed) / (cells - 1) of
-    the former counts with the latter
+    noise = SS(term x seed) / (seeds - 1), its own error;   pooled: df MS, MS = SS(cell x seed) / df(cell x seed)
+    part  = seeds / (seeds - 1) SS of seed and of cell x seed;   pooled: seeds MS of the former counts with the latter
 
     A term's own error is how much that very term varies from seed to seed. Cells of one seed that learn from the same rows err
     alike, so that what they share, say all schedules of one loss, is larger than their differences: pooled over all terms the

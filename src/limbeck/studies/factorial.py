@@ -46,7 +46,7 @@ def add_factorial(plan: Plan, runs: Runs, config: StudyConfig) -> None:
     adapters = all(arm.start is None and config.training(arm, 0).method == "lora" for arm in arms)
     params = {
         "arms": [arm.name for arm, _ in members], "seeds": [seed for _, seed in members],
-        "levels": dict(zip(config.factorial, levels, strict=True)), "adapters": adapters,
+        "levels": dict(zip(config.factorial, levels, strict=True)), "adapters": adapters, "errors": list(ERRORS),
     }  # fmt: skip
     read = {f"run:{name}": runs.final[name] for name in names} | {f"table:{name}": runs.table(name) for name in names}
     plan.add("factorial", "factorial", params, read, 5)
@@ -67,19 +67,18 @@ def split_variance(params: dict[str, Any], inputs: dict[str, Path], out: Path, t
         numbers = {"stable rank": [_stable_rank(delta) for delta in deltas], **numbers}
     tell(0.7)
     responses |= {name: np.outer(values, values) for name, values in numbers.items()}
-    shares, pooled = (
-        {name: _corrected(split(x, params["levels"], params["seeds"], error=error)) for name, x in responses.items()}
-        for error in ERRORS
-    )
+    levels, seeds = params["levels"], params["seeds"]
+    shares = {
+        error: {name: _corrected(split(inner, levels, seeds, error=error)) for name, inner in responses.items()}
+        for error in params["errors"]
+    }
     rows = [
         {"arm": arm, "seed": seed, **{name: values[place] for name, values in numbers.items()}}
         for place, (arm, seed) in enumerate(zip(params["arms"], params["seeds"], strict=True))
     ]
+    found = {"levels": levels, "shares": shares["own"], "pooled": shares["pooled"], "runs": rows}
     with publish(out, kind="factorial") as folder:
-        write_json(
-            folder / "factorial.json",
-            plain({"levels": params["levels"], "shares": shares, "pooled": pooled, "runs": rows}),
-        )
+        write_json(folder / "factorial.json", plain(found))
 
 
 def _corrected(shares: Sequence[Share]) -> list[dict[str, Any]]:
