@@ -380,6 +380,18 @@ def answered(folder: Path, accuracy: dict[str, float], problems: int = 400, nois
     return folder
 
 
+def test_a_problem_counts_for_pass_at_4_where_any_answer_is_right(tmp_path):
+    from measured import Data
+    from trrd import _any_right
+
+    rows = [(f"a-s{seed}", f"p{i}", share) for seed in SEEDS for i, share in enumerate((0.0, 0.25, 1.0))]
+    columns = dict(zip(("name", "problem_id", "right"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "scores.parquet")
+    write_json(tmp_path / "study.json", {"seeds": SEEDS})
+    write_json(tmp_path / "arms.json", [])
+    assert _any_right(Data(tmp_path), "a").mean(1).tolist() == [0.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("arms", "said"),
     [
