@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.limbeck-installed
 DEMO ?= demo
 
-.PHONY: setup demo test browser lint format docs site lock audit sbom clean
+.PHONY: setup demo finding test browser lint format docs site lock audit sbom clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,11 @@ $(STAMP): pyproject.toml constraints.txt requirements.lock
 
 demo: setup
 	$(BIN)/limbeck study run quickstart --out $(DEMO) --overwrite
+
+# A page of docs/results again, `make finding NAME=trrd`: its study, which goes on where it was, then its table and verdict.
+finding: setup
+	$(BIN)/limbeck study run $(NAME) --out runs/$(NAME)
+	$(BIN)/python examples/findings $(NAME) runs/$(NAME)
 
 test: setup browser lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

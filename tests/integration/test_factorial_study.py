@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from limbeck import cli
 from limbeck.folders import read_json, read_manifest
 from limbeck.report import build
+from limbeck.report.answer import sentences
 from limbeck.report.load import load
 from limbeck.report.merges import merges
 from limbeck.report.view import View
@@ -68,6 +69,16 @@ def test_the_variance_is_split_among_factors_seeds_and_error(finished):
     assert len(found["runs"]) == 4
     sheet = (finished / "figures" / "variance_shares.csv").read_text()
     assert sheet.count("direction,") == 3
+
+
+def test_the_first_screen_begins_with_what_the_study_asked(finished):
+    told = sentences(View(load(finished / "results")))
+    assert [said.about for said in told[:5]] == ["named", *["decides"] * 4]
+    assert told[0].text.count("less") == 2
+    assert {said.text.partition(":")[0] for said in told[1:5]} == {
+        f"Variance of {response}" for response in ("accuracy", "direction", "length", "stable rank")
+    }
+    assert "Variance of direction" in (finished / "report.html").read_text()
 
 
 def test_a_merge_is_measured_by_nothing_but_its_answers(finished):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import shutil
+import subprocess
 from itertools import combinations
 from pathlib import Path
 
@@ -330,6 +332,16 @@ def test_every_question_has_its_page_its_study_and_its_study_at_scale():
             assert here.seeds == large.seeds
         else:
             assert re.search(r'^name = "[a-z-]+-qwen"$', page, re.MULTILINE)
+
+
+def test_one_command_runs_a_study_and_reads_its_finding():
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    call = [make, "--dry-run", "--directory", str(ROOT), "finding", "NAME=trrd"]
+    said = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    study, table = (said.index(part) for part in ("limbeck study run trrd --out runs/trrd", "findings trrd runs/trrd"))
+    assert study < table
 
 
 DATA = ROOT / "docs" / "results" / "data"

@@ -5,18 +5,36 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from limbeck.report import dense, onpolicy, summary
+from limbeck.report import dense, onpolicy, primary, shares, summary
+from limbeck.report.barriers import Excess, barriers
 from limbeck.report.claims import asked, claims
-from limbeck.report.summary import Closeness, Excess, Sentence, Verdict
+from limbeck.report.summary import Closeness, Sentence, Share, Verdict
 from limbeck.report.tables import LOSSES
-from limbeck.report.view import View
+from limbeck.report.view import Pair, View
 from limbeck.report.whole import Whole
 from limbeck.report.words import listed, number
 
 
 def sentences(view: View) -> list[Sentence]:
-    """The answer, in the order in which a reader asks: who is better, how sure, what moved, what was published."""
-    return [*_accuracy(view), *_seeds(view), *_geometry(view), *_paths(view), *_published(view)]
+    """The answer in a reader's order: what the study asked, who is better, how sure, what moved, what was published."""
+    question = [*_named(view), *_decides(view)]
+    return [*question, *_accuracy(view), *_seeds(view), *_geometry(view), *_paths(view), *_published(view)]
+
+
+def _named(view: View) -> list[Sentence]:
+    labels = {run.arm: run.label for run in view.leads}
+    names = {name: labels.get(name, view.label(name)) for pair in primary.named(view) for name in (pair.a, pair.b)}
+    return summary.named([_verdict(f"{names[p.a]} less {names[p.b]}", p) for p in primary.named(view)], view.alpha)
+
+
+def _decides(view: View) -> list[Sentence]:
+    terms = {
+        shares.NAMES.get(response, response): [
+            Share(t["term"], *(number(t[key]) for key in ("unbiased", "low", "high", "p_holm"))) for t in found
+        ]
+        for response, found in shares.shares(view).items()
+    }
+    return summary.decides(terms, view.alpha)
 
 
 def _accuracy(view: View) -> list[Sentence]:
@@ -39,10 +57,11 @@ def _cut(view: View) -> list[Sentence]:
 
 
 def _verdicts(view: View, other: str) -> list[Verdict]:
-    return [
-        Verdict(run.label, p.difference, p.low, p.high, p.p_holm, p.smallest_callable, p.smallest_callable_holm)
-        for run, p in view.against(other)
-    ]
+    return [_verdict(run.label, pair) for run, pair in view.against(other)]
+
+
+def _verdict(label: str, p: Pair) -> Verdict:
+    return Verdict(label, p.difference, p.low, p.high, p.p_holm, p.smallest_callable, p.smallest_callable_holm)
 
 
 def _seeds(view: View) -> list[Sentence]:
@@ -67,9 +86,7 @@ def _paths(view: View) -> list[Sentence]:
     losses = dict.fromkeys(str(path["loss"]) for path in paths)
     units = {str(path["loss"]): str(path.get("unit") or "nats/token") for path in paths}
     found = {loss: [_excess(view, path) for path in paths if path["loss"] == loss] for loss in losses}
-    return [
-        sentence for loss in losses for sentence in summary.barriers(LOSSES.get(loss, loss), units[loss], found[loss])
-    ]
+    return [sentence for loss in losses for sentence in barriers(LOSSES.get(loss, loss), units[loss], found[loss])]
 
 
 def _excess(view: View, path: dict[str, Any]) -> Excess:

@@ -18,6 +18,7 @@ from limbeck.report.words import bounds, fixed, number, percent, short
 
 MAX_POINTS = 80  # of a training curve: more is noise at this size
 BAND = 0.2  # opacity of a band of seeds
+SEEDS_BELOW = 0.3  # rows that a seed stands below the mean of its arm, which it would hide
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 
 
@@ -77,35 +78,80 @@ def _base_line(view: View, axis_name: str) -> list[dict[str, Any]]:
     return [{"type": "line", **ends, "line": {"color": "@muted", "width": 1, "dash": "dash"}}]
 
 
+def rows_size(num: int) -> str:
+    """The style class of a plot with this many rows of names.
+
+    >>> rows_size(3), rows_size(21), rows_size(38)
+    ('rows-4', 'rows-22', 'rows-48')
+    """
+    even = max(4, 2 * ((num + 1) // 2))
+    return f"rows-{next((room for room in (*range(4, 26, 2), 36, 48, 72) if room >= even), 96)}"
+
+
 def forest(view: View, *, limit: int = 26) -> Figure:
-    """Accuracy with intervals, one row an entry, the base as a line; the page cuts names to ``limit`` characters."""
-    arms = view.scored()
+    """Accuracy with intervals, one row an arm, the base as a line; the page cuts names to ``limit`` characters.
+
+    An arm of several seeds is a mean over them, with each beside it.
+    """
+    arms = _by_arm(view)
     rows = list(reversed(arms))
     data = []
-    for position, arm in enumerate(rows):
+    for position, (name, arm, seeds) in enumerate(rows):
         value, low, high = (number(arm[key]) for key in ("value", "low", "high"))
-        text = f"{view.label(arm['name'])}: {percent(value)} ({bounds(low, high, scale=100.0)})"
-        data.append(_dot(view, arm, "x", position, text))
+        text = f"{view.label(name)}: {percent(value)} ({bounds(low, high, scale=100.0)})"
+        data.append(_dot(view, arm | {"name": name}, "x", position, text))
+        data += [_seeds(view, name, seeds, position - SEEDS_BELOW)] if seeds else []
     layout = {
         "xaxis": axis("right, %"),
-        "yaxis": named_axis([view.label(arm["name"]) for arm in rows], limit, range=[-0.6, len(rows) - 0.4]),
+        "yaxis": named_axis([view.label(name) for name, *_ in rows], limit, range=[-0.6, len(rows) - 0.4]),
         "shapes": _base_line(view, "x"),
         "showlegend": False,
     }
+    drawn = [entry for _, arm, seeds in arms for entry in (arm, *seeds)]
+    means = "Filled: means over seeds, their intervals for new problems and new training runs; open: the seeds. "
+    means = means if len(drawn) > len(arms) else ""
     return Figure(
         title="Accuracy with intervals",
         caption=(
-            "Share of problems right; the dashed line is the base. Overlapping intervals do not mean that two arms are "
+            f"Share of problems right; the dashed line is the base. {means}Overlapping intervals do not mean that two arms are "
             "equal, because they answered the same problems: the paired tests below decide."
         ),
         panels=[Panel("", data, layout)],
-        sheet=Sheet(
-            "forest",
-            ["run", "value", "low", "high", "method"],
-            [[a["name"], a["value"], a["low"], a["high"], a.get("method")] for a in arms],
-        ),
-        size=f"rows-{min(24, max(4, 2 * ((len(rows) + 1) // 2)))}",
+        sheet=Sheet("forest", ["run", "value", "low", "high", "method"], [_values(arm) for arm in drawn]),
+        size=rows_size(len(rows)),
     )
+
+
+def _values(arm: dict[str, Any]) -> list[Any]:
+    return [arm["name"], arm["value"], arm["low"], arm["high"], arm.get("method")]
+
+
+def _by_arm(view: View) -> list[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """Rows: the run that stands for it, its accuracy, and where that is a mean over several seeds the entry of each."""
+    entries = {arm["name"]: arm for arm in view.scored()}
+    means = (view.results.comparison.get("over_seeds") or {}).get("arms")
+    if not means:
+        return [(name, entry, []) for name, entry in entries.items()]
+    runs: dict[str, list[str]] = {}
+    for run in view.runs:
+        runs.setdefault(run.arm, []).append(run.id)
+    names = [(arm, runs.get(arm["name"], [arm["name"]])) for arm in means]
+    return [(ids[0], arm, [entries[i] for i in ids if i in entries] if len(ids) > 1 else []) for arm, ids in names]
+
+
+def _seeds(view: View, arm: str, entries: Sequence[dict[str, Any]], place: float) -> dict[str, Any]:
+    """Each seed of an arm, without its interval."""
+    look = style(view, arm)
+    values = [100 * number(entry["value"]) for entry in entries]
+    texts = [
+        label_text(f"{view.label(arm)}, seed {view.by_id[entry['name']].seed}: {percent(entry['value'])}", 120)
+        for entry in entries
+    ]
+    marker = {**look["marker"], "symbol": f"{look['marker']['symbol'].removesuffix('-open')}-open", "size": 6}
+    return {
+        "type": "scatter", "mode": "markers", "x": column(values), "y": [place] * len(values), "text": texts,
+        "hoverinfo": "text", **look, "marker": marker,
+    }  # fmt: skip
 
 
 def norm_accuracy(view: View) -> Figure | None:

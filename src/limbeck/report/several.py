@@ -138,7 +138,7 @@ def render(studies: Sequence[Study], joint: Together) -> str:
     told: list[dict[str, Any]] = []
     for number, study in enumerate(studies, 1):
         sentences = answer.sentences(study.view)
-        first = [s for s in sentences if s.about == "answer"]
+        first = [s for s in sentences if s.about in ("named", "decides", "answer")]
         told.append({
             "id": f"study-{number}", "name": study.name, "study": study.view.results.study, "first": first,
             "rest": [s for s in sentences if s not in first], "sections": study.sections,

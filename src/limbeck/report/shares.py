@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from limbeck.report.figures import axis, named_axis
+from limbeck.report.figures import axis, named_axis, rows_size
 from limbeck.report.parts import Cell, Figure, Panel, Sheet, Table, label_text
 from limbeck.report.tables import column
 from limbeck.report.view import View
@@ -80,7 +80,7 @@ def figure(view: View) -> Figure | None:
             "marker": {"color": "@muted", "symbol": "diamond-open", "size": 7},
         }  # fmt: skip
         layout = {
-            "xaxis": axis("share of the variance, %"),
+            "xaxis": axis("share, %"),
             "yaxis": named_axis(terms[::-1], 26, range=[-0.6, len(terms) - 0.4]),
             "showlegend": False,
         }
@@ -94,5 +94,5 @@ def figure(view: View) -> Figure | None:
         ),
         panels=panels,
         sheet=Sheet("variance_shares_drawn", ["response", "term", *KEYS], raw),
-        size=f"rows-{max(4, 2 * ((len(terms) + 1) // 2))}",
+        size=rows_size(len(terms)),
     )

@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """A sentence and what it speaks of: "answer", "limit", "geometry", "path" or "published".
+    """A sentence and what it speaks of: "named", "decides", "answer", "limit", "geometry", "path" or "published".
 
     ``brief`` stands for one that names very many arms until a reader opens it.
     """
@@ -43,7 +43,7 @@ class Sentence(NamedTuple):
 
 
 def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) -> list[Sentence]:
-    """Who is above, below and undecided against one other; at most three sentences.
+    """Who is above, below and undecided against one other; at most three sentences, short where they would name very many.
 
     >>> one = Verdict("DPO", 0.05, 0.02, 0.08, 0.004, 0.03)
     >>> against("base", [one], alpha=0.05, n=500)[0].text
@@ -55,9 +55,8 @@ def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) ->
     open_ = [v for v in verdicts if not v.p_holm < alpha]
     up = sorted((v for v in called if v.difference > 0), key=lambda v: -v.difference)
     down = sorted((v for v in called if v.difference <= 0), key=lambda v: v.difference)
-    what = f"points, {100 * (1 - alpha):g} % interval, Holm p"
     out = [
-        Sentence("answer", f"{word} than {other} ({what}): {in_a_row([_with_interval(v) for v in group])}.")
+        _called(f"{word} than {other} ({_what(alpha)})", group)
         for word, group in (("Better", up), ("Worse", down))
         if group
     ]
@@ -66,9 +65,62 @@ def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) ->
     return out + ([_undecided(other, open_, n)] if open_ else [])
 
 
+def _called(begin: str, verdicts: Sequence[Verdict]) -> Sentence:
+    each = [_with_interval(v) for v in verdicts]
+    brief = f"{begin}: {count(len(each), 'arm')}, most of all {each[0]}." if len(each) > MANY else ""
+    return Sentence("answer", f"{begin}: {in_a_row(each)}.", brief)
+
+
 def _with_interval(v: Verdict) -> str:
     gap = points(v.difference).removesuffix(" points")
     return f"{v.label} {gap} ({bounds(v.low, v.high, scale=100.0)}, {p_value(v.p_holm)})"
+
+
+def named(verdicts: Sequence[Verdict], alpha: float) -> list[Sentence]:
+    """The comparisons that a study named before it ran, and what became of each.
+
+    >>> named([Verdict("TRRD less KDRL", -0.058, -0.07, -0.046, 4e-6, 0.012)], 0.05)[0].text
+    'Named before the run (points, 95 % interval, Holm p): TRRD less KDRL −5.8 (−7.0 to −4.6, p < 0.001).'
+    >>> named([Verdict("DFT less SFT", 0.01, -0.02, 0.04, 0.5, 0.03)], 0.05)[0].text.partition(": ")[2]
+    'DFT less SFT +1.0 (−2.0 to 4.0, p = 0.5), not decided.'
+    """
+    if not verdicts:
+        return []
+    each = [_with_interval(v) + ("" if v.p_holm < alpha else ", not decided") for v in verdicts]
+    return [Sentence("named", f"Named before the run ({_what(alpha)}): {'; '.join(each)}.")]
+
+
+def _what(alpha: float) -> str:
+    return f"points, {100 * (1 - alpha):g} % interval, Holm p"
+
+
+class Share(NamedTuple):
+    """Of one response's variance what a term has, a fraction, with its interval over seeds and Holm's p over the terms."""
+
+    term: str
+    value: float
+    low: float
+    high: float
+    p_holm: float
+
+
+def decides(shares: Mapping[str, Sequence[Share]], alpha: float) -> list[Sentence]:
+    """What decides each response of a factorial: its largest terms that chance is told from, at most three.
+
+    >>> terms = [Share("objective", 0.372, 0.358, 0.385, 0.004), Share("schedule", 0.001, 0.0, 0.001, 0.3)]
+    >>> decides({"direction": terms}, 0.05)[0].text
+    'Variance of direction: objective 37.2 % (35.8 to 38.5).'
+    >>> decides({"length": terms[1:]}, 0.05)[0].text
+    'Variance of length: told from chance is no factor.'
+    """
+    out = []
+    for response, terms in shares.items():
+        called = sorted((t for t in terms if t.p_holm < alpha), key=lambda t: -t.value)
+        each = [f"{t.term} {percent(t.value)} ({bounds(t.low, t.high, scale=100.0)})" for t in called[:3]]
+        out.append(
+            Sentence("decides", f"Variance of {response}: {', '.join(each) or 'told from chance is no factor'}.")
+        )
+    return out
 
 
 def _undecided(other: str, verdicts: Sequence[Verdict], n: int) -> Sentence:
@@ -196,8 +248,10 @@ def cosines(reference: str, arms: Sequence[Closeness], seed_null: Sequence[float
     known = sorted((a for a in arms if math.isfinite(a.cosine)), key=lambda a: -a.cosine)
     if not known:
         return []
-    each = in_a_row([f"{a.label} {fixed(a.cosine)}" for a in known])
-    out = [Sentence("geometry", f"Cosine of the whole update with that of {reference}: {each}.")]
+    each = [f"{a.label} {fixed(a.cosine)}" for a in known]
+    begin = f"Cosine of the whole update with that of {reference}"
+    brief = f"{begin}: {count(len(each), 'arm')}, from {each[-1]} to {each[0]}." if len(each) > MANY else ""
+    out = [Sentence("geometry", f"{begin}: {in_a_row(each)}.", brief)]
     out.append(_beside_seeds(reference, known, seed_null))
     bands = [a for a in known if math.isfinite(a.half_band)]
     if bands:
@@ -228,70 +282,6 @@ def _beside_seeds(reference: str, arms: Sequence[Closeness], seed_null: Sequence
             target = f" {reference}" if words.endswith("to") else ""
             parts.append(f"{words}{target} {'is' if len(group) == 1 else 'are'} {listed(group)}")
     return Sentence("geometry", f"Two seeds of one objective reach {reach}: {'; '.join(parts)}.")
-
-
-class Excess(NamedTuple):
-    """The mid-point of one path over its chord, positive is worse, with its interval."""
-
-    label: str
-    value: float
-    low: float
-    high: float
-    worse_than_ends: bool
-    null: bool
-
-
-def barriers(loss: str, unit: str, paths: Sequence[Excess]) -> list[Sentence]:
-    """Which paths have a barrier: a mid-point shown to lie above the chord, and a point worse than the worse end.
-
-    Absence is claimed only where every interval ends at 0 or below.
-
-    >>> barriers("accuracy", "fraction", [Excess("SFT to DPO", -0.02, -0.03, -0.01, False, False)])[0].text
-    'No barrier on accuracy: of 1 path, no mid-point is worse than the chord between its ends.'
-    """
-    real = [p for p in paths if not p.null and math.isfinite(p.value)]
-    if not real:
-        return []
-    above = [p for p in real if p.low > 0]
-    total = count(len(real), "path")
-    text = _above(loss, unit, above, total) if above else _not_above(loss, unit, real, total)
-    nulls = [p.value for p in paths if p.null and math.isfinite(p.value)]
-    if above and nulls:
-        beyond = [p.label for p in above if p.low > max(nulls)]
-        text += f" Between two seeds that is {fixed(max(nulls), 3)}; beyond it: {listed(beyond) or 'none'}."
-    elsewhere = [p.label for p in real if p.worse_than_ends and p not in above]
-    if elsewhere:
-        over = f"{listed(elsewhere)} {'passes' if len(elsewhere) == 1 else 'pass'} a point worse than both ends"
-        text += f" Somewhere along the way {over}, with no mid-point shown to lie above the chord."
-    return [Sentence("path", text)]
-
-
-def _above(loss: str, unit: str, above: Sequence[Excess], total: str) -> str:
-    parts = []
-    for kind, end, group in (
-        ("Barrier", "worse than both ends", [p for p in above if p.worse_than_ends]),
-        ("Above the chord, without a barrier,", "never worse than the worse end", [p for p in above if not p.worse_than_ends]),
-    ):  # fmt: skip
-        if group:
-            what = listed([_excess(p) for p in group])
-            parts.append(
-                f"{kind} on {loss} on {len(group)} of {total}, mid-point over the chord in {unit}: {what}; {end}."
-            )
-    return " ".join(parts)
-
-
-def _not_above(loss: str, unit: str, real: Sequence[Excess], total: str) -> str:
-    if all(p.high <= 0 for p in real):
-        return f"No barrier on {loss}: of {total}, no mid-point is worse than the chord between its ends."
-    most = max(real, key=lambda p: p.value)
-    return (
-        f"No barrier shown on {loss}: of {total}, no mid-point is shown to be worse than the chord between its ends "
-        f"(its interval reaches 0); the largest is {_excess(most)} {unit}."
-    )
-
-
-def _excess(path: Excess) -> str:
-    return f"{path.label} {fixed(path.value, 3)} ({bounds(path.low, path.high, 3)})"
 
 
 def published(verdicts: Sequence[tuple[str, str]], source: str) -> list[Sentence]:

@@ -13,6 +13,7 @@ from limbeck.folders import read_json, write_json
 from limbeck.report import build
 from limbeck.report.accuracies import entries, over_seeds
 from limbeck.report.answer import sentences
+from limbeck.report.figures import forest
 from limbeck.report.load import load
 from limbeck.report.markdown import markdown
 from limbeck.report.onpolicy import accuracy, arms, claims, key_of, over_training, setup, times
@@ -172,3 +173,23 @@ def test_page_and_markdown_hold_the_section(folder, tmp_path):
     assert "2609.04108" in page
     assert "2606.23740" not in page
     assert "| TRRD answers more problems right than GRPO |" in markdown(folder)
+
+
+def test_the_figure_of_accuracy_has_a_row_an_arm_with_its_mean_and_every_seed_beside_it(folder):
+    view = View(load(folder))
+    figure = forest(view)
+    comparison = view.results.comparison
+    means = {arm["name"]: arm["value"] for arm in comparison["over_seeds"]["arms"]}
+    single = {arm["name"]: arm["value"] for arm in comparison["arms"]}
+    (panel,) = figure.panels
+    assert panel.layout["yaxis"]["names"] == ["base", "teacher", *(arm.upper() for arm in ARMS)][::-1]
+    dots = [trace for trace in panel.data if "error_x" in trace]
+    seeds = {trace["meta"]: trace for trace in panel.data if "error_x" not in trace}
+    assert [trace["x"][0] for trace in dots[::-1]] == pytest.approx([100 * value for value in means.values()])
+    assert set(seeds) == set(ARMS)
+    for arm, trace in seeds.items():
+        assert trace["x"] == pytest.approx([100 * single[f"{arm}-s{seed}"] for seed in SEEDS])
+        assert trace["marker"]["symbol"].endswith("-open")
+        assert [text.split(": ")[0] for text in trace["text"]] == [f"{arm.upper()}, seed {seed}" for seed in SEEDS]
+    assert {row[0]: row[1] for row in figure.sheet.rows} == means | single
+    assert "open: the seeds" in figure.caption

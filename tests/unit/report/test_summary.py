@@ -7,7 +7,8 @@ import math
 import pytest
 
 from limbeck.report import summary
-from limbeck.report.summary import Closeness, Excess, Verdict
+from limbeck.report.barriers import Excess, barriers
+from limbeck.report.summary import Closeness, Verdict
 
 
 def texts(sentences: list[summary.Sentence]) -> list[str]:
@@ -115,16 +116,37 @@ def test_undefined_cosines_are_left_out():
     assert summary.cosines("SFT", [Closeness("DPO", math.nan, math.nan)], [0.4]) == []
 
 
+def test_a_group_of_very_many_arms_has_a_short_form_that_names_the_furthest():
+    arms = [BETTER._replace(label=f"arm {i}", difference=0.01 * i) for i in range(1, summary.MANY + 2)]
+    assert summary.against("base", arms[1:], alpha=0.05, n=500)[0].brief == ""
+    (many,) = summary.against("base", arms, alpha=0.05, n=500)
+    assert many.brief.endswith("9 arms, most of all arm 9 +9.0 (2.0 to 8.0, p = 0.004).")
+    close = [Closeness(f"arm {i}", 0.1 * i, 0.01) for i in range(summary.MANY + 1)]
+    assert summary.cosines("SFT", close, [])[0].brief.endswith("9 arms, from arm 0 0.00 to arm 8 0.80.")
+
+
+def test_what_was_named_says_which_of_it_is_not_decided():
+    (said,) = texts(summary.named([BETTER._replace(label="a less b"), OPEN._replace(label="c less d")], 0.05))
+    assert said.endswith("a less b +5.0 (2.0 to 8.0, p = 0.004); c less d −1.0 (−3.0 to 1.0, p = 0.8), not decided.")
+    assert summary.named([], 0.05) == []
+
+
+def test_a_response_names_its_three_largest_called_terms():
+    terms = [summary.Share(f"t{i}", 0.1 * i, 0.0, 0.9, p) for i, p in enumerate((0.01, 0.01, 0.2, 0.01, 0.01))]
+    (said,) = texts(summary.decides({"rank": terms}, 0.05))
+    assert [part.split()[0] for part in said.partition(": ")[2].split(", ")] == ["t4", "t3", "t1"]
+
+
 FLAT = Excess("A to B", -0.05, -0.11, -0.01, False, False)
 STEEP = Excess("A to C", 0.3, 0.2, 0.4, True, False)
 SEEDS = Excess("A to A", 0.02, -0.1, 0.1, False, True)
 
 
 def test_a_barrier_needs_an_interval_above_zero():
-    assert texts(summary.barriers("accuracy", "fraction", [FLAT, SEEDS])) == [
+    assert texts(barriers("accuracy", "fraction", [FLAT, SEEDS])) == [
         "No barrier on accuracy: of 1 path, no mid-point is worse than the chord between its ends."
     ]
-    assert texts(summary.barriers("bare", "nats/token", [FLAT, STEEP, SEEDS])) == [
+    assert texts(barriers("bare", "nats/token", [FLAT, STEEP, SEEDS])) == [
         "Barrier on bare on 1 of 2 paths, mid-point over the chord in nats/token: A to C 0.300 (0.200 to 0.400); "
         "worse than both ends. Between two seeds that is 0.020; beyond it: A to C."
     ]
@@ -133,36 +155,36 @@ def test_a_barrier_needs_an_interval_above_zero():
 def test_a_barrier_is_one_path_that_is_both_above_its_chord_and_worse_than_its_ends():
     above = Excess("A to B", 0.5, 0.1, 0.9, False, False)
     worse = Excess("C to D", -0.2, -0.4, -0.1, True, False)
-    assert texts(summary.barriers("bare", "nats/token", [above, worse])) == [
+    assert texts(barriers("bare", "nats/token", [above, worse])) == [
         "Above the chord, without a barrier, on bare on 1 of 2 paths, mid-point over the chord in nats/token: A to B "
         "0.500 (0.100 to 0.900); never worse than the worse end. Somewhere along the way C to D passes a point worse "
         "than both ends, with no mid-point shown to lie above the chord."
     ]
-    said = texts(summary.barriers("bare", "nats/token", [above, STEEP]))[0]
+    said = texts(barriers("bare", "nats/token", [above, STEEP]))[0]
     assert said.startswith("Barrier on bare on 1 of 2 paths, mid-point over the chord in nats/token: A to C")
     assert "Above the chord, without a barrier, on bare on 1 of 2 paths" in said
 
 
 def test_absence_of_a_barrier_is_claimed_only_where_no_interval_reaches_above_zero():
     wide = Excess("A to D", 3.5, -0.01, 7.0, False, False)
-    assert texts(summary.barriers("bare", "nats/token", [FLAT, wide])) == [
+    assert texts(barriers("bare", "nats/token", [FLAT, wide])) == [
         "No barrier shown on bare: of 2 paths, no mid-point is shown to be worse than the chord between its ends (its "
         "interval reaches 0); the largest is A to D 3.500 (−0.010 to 7.000) nats/token."
     ]
     unknown = FLAT._replace(low=math.nan, high=math.nan)
-    assert texts(summary.barriers("bare", "nats/token", [unknown]))[0].startswith("No barrier shown on bare")
+    assert texts(barriers("bare", "nats/token", [unknown]))[0].startswith("No barrier shown on bare")
 
 
 def test_a_barrier_no_larger_than_between_seeds_is_not_beyond_them():
     steep = Excess("A to C", 0.3, 0.2, 0.4, False, False)
     seeds = Excess("A to A", 0.25, 0.1, 0.4, False, True)
-    said = texts(summary.barriers("bare", "nats", [steep, seeds]))[0]
+    said = texts(barriers("bare", "nats", [steep, seeds]))[0]
     assert "beyond it: none." in said
     assert said.startswith("Above the chord, without a barrier, on bare on 1 of 1 path")
 
 
 def test_seed_pairs_alone_are_no_path():
-    assert summary.barriers("bare", "nats", [Excess("A to A", 0.1, 0.05, 0.2, False, True)]) == []
+    assert barriers("bare", "nats", [Excess("A to A", 0.1, 0.05, 0.2, False, True)]) == []
 
 
 def test_what_did_not_reproduce_is_printed_first_and_plainly():
