@@ -80,10 +80,11 @@ def make(root: Path) -> None:
     from limbeck.batches.score import score_rollouts, write_scores
     from limbeck.config import LoraConfig, RunConfig, TrainConfig
     from limbeck.evals.tables import write_table
-    from limbeck.folders import claim, publish, seal, write_json
+    from limbeck.folders import claim, publish, seal
     from limbeck.geometry.adapters import read_adapter
     from limbeck.geometry.suite import measure
     from limbeck.geometry.table import write_measurements
+    from limbeck.records import write_json
     from limbeck.rollouts.store import write_rollouts
     from limbeck.stats.compare import compare
     from limbeck.train.models import model_digest
@@ -221,10 +222,11 @@ def readers_of(root: Path) -> dict[str, Callable[[Path], Any]]:
     from limbeck.batches.distributions import read_frozen
     from limbeck.batches.score import read_scores
     from limbeck.evals.tables import read_table
-    from limbeck.folders import read_json, read_manifest
+    from limbeck.folders import read_manifest
     from limbeck.geometry.adapters import read_adapter
     from limbeck.geometry.dense.checkpoints import open_checkpoint
     from limbeck.geometry.trajectory.store import open_trajectory
+    from limbeck.records import read_json
     from limbeck.report.load import load
     from limbeck.rollouts.store import read_rollouts
     from limbeck.train.checkpoint import damaged

@@ -62,7 +62,7 @@ def look(out: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> Any:
-    from limbeck.folders import MARKER, file_digest
+    from limbeck.digests import MARKER, file_digest
 
     if path.is_dir():
         return "a folder"
@@ -163,8 +163,9 @@ def units(root: Path) -> dict[str, Unit]:
     from tests.unit.train.toy import tiny_model, tiny_rollouts
 
     from limbeck.config import LoraConfig, RunConfig, TrainConfig
+    from limbeck.digests import is_complete
     from limbeck.evals.tables import write_table
-    from limbeck.folders import is_complete, refuse_existing
+    from limbeck.folders import refuse_existing
     from limbeck.rollouts.store import write_rollouts
     from limbeck.train.run import train
     from limbeck.types import Finish, Outcome, Score, ScoreTable

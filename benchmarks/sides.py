@@ -212,7 +212,7 @@ def score(*, root: str, objective: str) -> dict[str, Any]:
     """What a frozen model is asked once for all runs on these rollouts, into a folder: seconds over all of them."""
     from limbeck.batches.distributions import write_hidden
     from limbeck.batches.score import score_rollouts, write_scores
-    from limbeck.folders import digest_of
+    from limbeck.records import digest_of
     from limbeck.rollouts.store import read_rollouts
     from limbeck.train.models import load_model, load_tokenizer, model_digest
 

@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from faultpoints import Unit, everywhere
-from limbeck import folders
+from limbeck import digests, folders, leftovers, records
 from limbeck.errors import FolderError
 
 
 def published(out: Path, text: str = "new") -> None:
     with folders.publish(out, kind="text", overwrite=True) as temporary:
         (temporary / "text").write_text(text)
-        folders.write_json(temporary / "deep.json", {"text": text})
+        records.write_json(temporary / "deep.json", {"text": text})
 
 
 def claimed(out: Path, text: str = "new") -> None:
     """As a run: some files once, one that is gone on with, a folder within, an older one that goes."""
     folders.refuse_existing(out, overwrite=True)
-    if folders.is_complete(out) and (out / "text").read_text() == text:
+    if digests.is_complete(out) and (out / "text").read_text() == text:
         return  # it was sealed before it died
     folders.claim(out, overwrite=True)
-    folders.write_json(out / "settings.json", {"text": text})
+    records.write_json(out / "settings.json", {"text": text})
     for number in (1, 2):
         with folders.publish(out / f"step-{number}", kind="step", overwrite=True) as temporary:
             (temporary / "text").write_text(str(number))
     if (out / "step-1").exists():
-        folders.remove(out / "step-1")
+        leftovers.remove(out / "step-1")
     (out / "text").write_text(text)
     folders.seal(out, kind="text")
 
@@ -44,11 +44,11 @@ def kept(out: Path) -> None:
     """What was complete is so still, or again once somebody looks, or its successor is on its way."""
     with suppress(FolderError):
         folders.refuse_existing(out)
-    if folders.is_complete(out):
+    if digests.is_complete(out):
         assert (out / "text").read_text() in ("old", "new")
         return
     aside = [path for path in out.parent.iterdir() if path.name.endswith(".old")]
-    assert any((path / "text").read_text() == "old" for path in aside if folders.is_complete(path)), (
+    assert any((path / "text").read_text() == "old" for path in aside if digests.is_complete(path)), (
         "the former is lost"
     )
 
@@ -57,7 +57,7 @@ def look(out: Path) -> dict[str, Any]:
     found = {path.relative_to(out).as_posix(): path for path in out.rglob("*")}
     return {
         name: path.is_dir()
-        or (folders.read_json(path)["files"] if path.name == folders.MANIFEST else path.read_bytes().decode())
+        or (records.read_json(path)["files"] if path.name == folders.MANIFEST else path.read_bytes().decode())
         for name, path in found.items()
         if path.name != folders.MARKER  # says who holds the folder, of a complete one nothing
     }

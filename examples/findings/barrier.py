@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from contrast import HELD, NOT, OPEN, Row, corrected, over_problems
 from measured import Data
 
-from limbeck.folders import read_json
+from limbeck.records import read_json
 
 LOSSES = ("ce_bare", "ce_cot", "accuracy")
 SMALL = 0.05  # nats a token

@@ -8,7 +8,7 @@ from typing import Any
 from contrast import HELD, NOT, OPEN, Row, corrected, over_problems, over_runs
 from measured import Data
 
-from limbeck.folders import read_json
+from limbeck.records import read_json
 from limbeck.report.frontier import EXACT, record
 from limbeck.stats.factors import factor_over_seeds, mean_of_runs
 from limbeck.types import Estimate

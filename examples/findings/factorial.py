@@ -9,7 +9,7 @@ from typing import Any
 from contrast import OPEN, Row
 from measured import Data
 
-from limbeck.folders import read_json
+from limbeck.records import read_json
 from limbeck.stats.factors import mean_of_runs
 from limbeck.types import Estimate
 

@@ -19,7 +19,7 @@ from measured import Data
 from merging import sums_and_means
 from plotting import COLORS, INK, MARKERS, MUTED, dots, line, names_below, panels, rows_of
 
-from limbeck.folders import read_json
+from limbeck.records import read_json
 from limbeck.report.frontier import EXACT, record
 from limbeck.stats.factors import jackknife, mean_of_runs
 from limbeck.stats.retention import solved

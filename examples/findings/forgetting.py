@@ -12,7 +12,7 @@ import numpy as np
 from contrast import HELD, NOT, OPEN, Row, corrected, over_problems, over_runs
 from measured import Data
 
-from limbeck.folders import read_json
+from limbeck.records import read_json
 from limbeck.stats.factors import mean_of_runs
 from limbeck.stats.retention import solved
 

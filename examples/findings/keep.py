@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from limbeck.folders import read_json, write_json
+from limbeck.records import read_json, write_json
 
 KEPT = ("study.json", "arms.json", "paths.json", "frontier.json", "factorial.json")
 FROM = ("versions", "python", "started", "seconds")  # of where it ran; no names of machines or folders

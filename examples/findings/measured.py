@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from limbeck.folders import read_json
 from limbeck.geometry.table import read_measurements
+from limbeck.records import read_json
 from limbeck.stats.seeds import Grid
 from limbeck.types import Measurement
 

@@ -10,7 +10,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from limbeck.folders import whole
+from limbeck.leftovers import whole
 from limbeck.report.drawing import color
 from limbeck.report.vector import METADATA, STYLE
 from limbeck.types import Estimate

@@ -7,16 +7,13 @@ folder in place: it holds a lock on the marker, which ends with it. Knows nothin
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
 import platform
 import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -24,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import limbeck
-from limbeck.addresses import origin
-from limbeck.digests import MANIFEST, MARKER, file_digest, is_manifest, read_sealed, sealed_text, sound, unsealed
-from limbeck.errors import DataError, FolderError
+from limbeck.digests import MANIFEST, MARKER, file_digest, is_complete, read_sealed, sealed_text, unsealed
+from limbeck.errors import FolderError
+from limbeck.leftovers import clean, left_over, restore, set_aside, sibling, sweep
 from limbeck.locks import lock, refuse_locked, unlock
+from limbeck.records import json_bytes, put
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "scipy", "math-verify", "pyarrow")
-
-HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # tells machines apart and names none
 
 
 @contextmanager
@@ -55,15 +51,15 @@ def publish(
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _clean_siblings(out)
-    temporary = _sibling(out, "partial")
+    clean(out)
+    temporary = sibling(out, "partial")
     temporary.mkdir()
     try:
         (temporary / MARKER).touch()
         yield temporary
         seal(temporary, kind=kind, facts=facts)
         _replace(temporary, out, overwrite=overwrite)
-        _clean_siblings(out)
+        clean(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -87,10 +83,10 @@ def claim(out: Path | str, *, overwrite: bool = False) -> Path:
         except FolderError:
             unlock(out)
             raise
-        _set_aside(out)
+        set_aside(out)
         out.mkdir()
         lock(out)
-    _sweep(out)
+    sweep(out)
     return out
 
 
@@ -116,8 +112,8 @@ def seal(
         **({"apart": sorted(apart)} if apart else {}),
         **facts,
     }
-    _put(folder / MANIFEST, manifest_bytes(manifest))
-    _clean_siblings(folder)
+    put(folder / MANIFEST, manifest_bytes(manifest))
+    clean(folder)
     unlock(folder)
 
 
@@ -140,21 +136,21 @@ def amend(folder: Path | str, *names: str) -> None:
         n: d for n, d in manifest["files"].items() if not any(n == name or n.startswith(f"{name}/") for name in names)
     }
     files = {**others, **{file.relative_to(folder).as_posix(): file_digest(file) for file in written}}
-    _put(folder / MANIFEST, manifest_bytes({**manifest, "files": files}))
+    put(folder / MANIFEST, manifest_bytes({**manifest, "files": files}))
 
 
 def refuse_existing(out: Path | str, *, overwrite: bool = False) -> None:
     """Raise early, before the work, what :func:`publish` would raise; a folder that a crash left aside is back first."""
     _refuse_url(out)
     out = Path(out)
-    _restore(out)
+    restore(out)
     _refuse_unwritable(out)
     if not out.exists():
         return
     if not out.is_dir():
         raise FolderError(f"--out must be a folder, received the file {out}. Give another --out.")
     if is_complete(out):
-        for former in _left_over(out, "old"):  # who finished it may have died before that went
+        for former in left_over(out, "old"):  # who finished it may have died before that went
             shutil.rmtree(former, ignore_errors=True)
         if not overwrite:
             raise FolderError(
@@ -167,14 +163,6 @@ def refuse_existing(out: Path | str, *, overwrite: bool = False) -> None:
             "Give another --out."
         )
     refuse_locked(out)
-
-
-def is_complete(path: Path | str) -> bool:
-    """Whether a verb finished this folder: its manifest is there, and it is one of ours, damaged or not."""
-    try:
-        return is_manifest((Path(path) / MANIFEST).read_bytes())
-    except OSError:
-        return False
 
 
 def read_manifest(path: Path | str, kind: str = "") -> dict[str, Any]:
@@ -236,108 +224,9 @@ def stated(manifest: Mapping[str, Any], path: Path | str, **kinds: type) -> None
             )
 
 
-def write_json(path: Path | str, value: Any) -> None:
-    """Sorted keys, two spaces, NaN and infinities as null; appears whole or not at all."""
-    _put(Path(path), json_bytes(value))
-
-
-def _put(path: Path, text: bytes) -> None:
-    with whole(path) as temporary:
-        temporary.write_bytes(text)
-
-
-@contextmanager
-def whole(path: Path | str) -> Iterator[Path]:
-    """A temporary sibling of a file to write; on a clean exit it takes the file's place, else it goes."""
-    temporary = _sibling(Path(path), "partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove(folder: Path) -> None:
-    """Take a folder away at once: a crash leaves all of it, or what is swept away later."""
-    temporary = _sibling(folder, "partial")
-    os.replace(folder, temporary)
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-def json_bytes(value: Any) -> bytes:
-    """What :func:`write_json` writes."""
-    text = json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    return text.encode("utf-8", "surrogatepass")
-
-
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
     """The text of a manifest, its own digest in it."""
     return sealed_text(json_bytes({**manifest, "self": unsealed()}))
-
-
-def read_json(path: Path | str) -> Any:
-    """What :func:`write_json` wrote.
-
-    Raises:
-        DataError: the file is not JSON.
-        ProvenanceError: it is not what was written, see :func:`limbeck.digests.sound`.
-    """
-    sound(path)
-    try:
-        return json.loads(Path(path).read_bytes().decode("utf-8", "surrogatepass"))
-    except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
-        raise DataError(f"{path} must be JSON, received text that is not ({error}). Write it again.") from error
-
-
-def plain(value: Any) -> Any:
-    """The JSON form of a value: mappings, sequences, numpy and torch scalars, paths; not-a-number becomes null.
-
-    The local copy of a folder behind a URL is named by the URL: records are read on other machines.
-
-    >>> plain({"b": float("nan"), "a": (1, Path("x"))})
-    {'b': None, 'a': [1, 'x']}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((plain(item) for item in value), key=repr)
-    if isinstance(value, (str, os.PathLike)):
-        return origin(os.fspath(value))
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def digest_of(value: Any) -> str:
-    """sha256 of a value's canonical JSON: independent of key order, and of tuple or list.
-
-    >>> digest_of({"a": 1, "b": (2,)}) == digest_of({"b": [2], "a": 1})
-    True
-    """
-    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-RESERVED = {"con", "prn", "aux", "nul", "manifest", *(f"{d}{i}" for d in ("com", "lpt") for i in range(10))}
-
-
-def safe_name(identifier: str) -> str:
-    """A file name for any id: inside its folder, short, portable; distinct ids never collide.
-
-    Plain lower-case ids stay as they are; others are shortened and get a digest after ``~``, which no plain id has.
-
-    >>> safe_name("sft-lr1e-4"), safe_name("../../x")[:3]
-    ('sft-lr1e-4', 'x~9')
-    """
-    simple = re.fullmatch(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9_-]+)*", identifier)
-    if simple and len(identifier) <= 64 and identifier.split(".")[0] not in RESERVED:
-        return identifier
-    slug = re.sub(r"[^a-z0-9_-]+", "-", identifier.lower()).strip("-")[:40]
-    return f"{slug}~{hashlib.sha256(identifier.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}"
 
 
 @cache
@@ -370,68 +259,9 @@ def revision() -> str:
         return ""
 
 
-def _sibling(out: Path, role: str) -> Path:
-    return out.with_name(f".{out.name}.{HOST}.{os.getpid()}.{role}")
-
-
-def _left_over(out: Path, role: str) -> list[Path]:
-    """Siblings by processes of this machine that died, or by this one; those of other machines cannot be judged."""
-    begin, end = f".{out.name}.{HOST}.", f".{role}"
-    names = os.listdir(out.parent) if out.parent.is_dir() else []  # of a study there may be thousands
-    found = [(name, name[len(begin) : -len(end)]) for name in names if name.startswith(begin) and name.endswith(end)]
-    return [out.parent / n for n, pid in found if pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid)))]
-
-
-def _clean_siblings(out: Path) -> None:
-    """Remove what is left over beside ``out``; a former copy goes only where a complete one has taken its place."""
-    for path in _left_over(out, "partial") + (_left_over(out, "old") if is_complete(out) else []):
-        shutil.rmtree(path, ignore_errors=True)
-        if path.is_file():
-            path.unlink(missing_ok=True)
-
-
-def _sweep(out: Path) -> None:
-    """In a folder that is gone on with: what processes that died were writing there. Folders of ours in it see to theirs."""
-    left = re.compile(rf"\.(.+)\.{HOST}\.\d+\.(partial|old)")
-    for place, folders, files in os.walk(out):
-        if Path(place) != out and MARKER in files:
-            folders.clear()
-            continue
-        for name in files:
-            if re.fullmatch(r"\.tmp\w{6}", name):  # safetensors writes beside the file, too
-                Path(place, name).unlink(missing_ok=True)
-        for match in filter(None, map(left.fullmatch, (*folders, *files))):
-            _restore(Path(place, match[1]))
-            _clean_siblings(Path(place, match[1]))
-
-
-def _restore(out: Path) -> None:
-    """Put back the former copy where a process died after moving it aside and before its successor was there."""
-    copies = [] if out.exists() else _left_over(out, "old")
-    if copies:
-        with suppress(FileNotFoundError):  # another process was quicker
-            os.replace(max(copies, key=lambda path: (is_complete(path), path.stat().st_mtime)), out)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _set_aside(out: Path) -> None:
-    old = _sibling(out, "old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(out, old)
-
-
 def _replace(temporary: Path, out: Path, *, overwrite: bool) -> None:
     refuse_existing(out, overwrite=overwrite)  # somebody may have finished it meanwhile
     if out.exists():
-        _set_aside(out)
+        set_aside(out)
     os.replace(temporary, out)
     unlock(out)  # what this process may have claimed there is gone

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from limbeck.digests import MARKER, is_complete
 from limbeck.errors import LimbeckError
-from limbeck.folders import MARKER, is_complete, write_json
+from limbeck.records import write_json
 
 STOPPED = "stopped.json"
 

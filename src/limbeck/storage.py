@@ -19,20 +19,11 @@ import fsspec
 from fsspec.callbacks import Callback
 
 from limbeck.addresses import cache_root, checked, is_url, key_of, place
-from limbeck.digests import checked_manifest, known_digest
+from limbeck.digests import MANIFEST, MARKER, checked_manifest, file_digest, is_complete, known_digest
 from limbeck.errors import DataError, FolderError, LimbeckError, ServerError
-from limbeck.folders import (
-    MANIFEST,
-    MARKER,
-    file_digest,
-    is_complete,
-    manifest_bytes,
-    read_json,
-    read_manifest,
-    seal,
-    write_json,
-)
+from limbeck.folders import manifest_bytes, read_manifest, seal
 from limbeck.progress import bar
+from limbeck.records import read_json, write_json
 
 # These have no folders, and makedirs would make a bucket.
 BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}

@@ -10,9 +10,10 @@ import torch
 
 from limbeck.batches.score import read_scores, score_rollouts
 from limbeck.evals.apply import applied
-from limbeck.folders import read_json, read_manifest
+from limbeck.folders import read_manifest
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.table import read_measurements
+from limbeck.records import read_json
 from limbeck.report import build
 from limbeck.report.load import load
 from limbeck.rollouts.store import read_rollouts

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from limbeck import cli
-from limbeck.folders import read_json, read_manifest
+from limbeck.folders import read_manifest
+from limbeck.records import read_json
 from limbeck.report import build
 from limbeck.report.answer import sentences
 from limbeck.report.load import load

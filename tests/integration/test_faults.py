@@ -16,7 +16,7 @@ import pytest
 
 from limbeck import folders
 from limbeck.config import LoraConfig, RunConfig, TrainConfig
-from limbeck.folders import file_digest, is_complete
+from limbeck.digests import file_digest, is_complete
 from limbeck.rollouts.store import write_rollouts
 from limbeck.train.record import read_metrics
 from limbeck.train.run import train

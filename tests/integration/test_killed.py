@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.config import LoraConfig, RunConfig, TrainConfig
-from limbeck.folders import file_digest
+from limbeck.digests import file_digest
 from limbeck.rollouts.store import write_rollouts
 from limbeck.train.record import read_metrics
 from limbeck.train.run import train

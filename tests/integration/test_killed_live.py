@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from limbeck.config import LiveConfig, RunConfig, TrainConfig
-from limbeck.folders import file_digest
+from limbeck.digests import file_digest
 from limbeck.train.record import read_metrics
 from limbeck.train.run import train
 

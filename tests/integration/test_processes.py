@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from documented import PAGES, called, run
 from limbeck.batches.distributions import write_hidden
 from limbeck.config import LoraConfig, SparsifyConfig, SubspaceConfig, TrainConfig
-from limbeck.folders import file_digest, read_manifest
+from limbeck.digests import file_digest
+from limbeck.folders import read_manifest
 from limbeck.geometry.trajectory.store import read_scalars
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.train.models import load_model

@@ -16,9 +16,11 @@ from typing import get_args
 
 import pytest
 
+from limbeck.digests import is_complete
 from limbeck.errors import ConfigError, FolderError, LimbeckError
-from limbeck.folders import is_complete, read_json, read_manifest
+from limbeck.folders import read_manifest
 from limbeck.problems.prompts import stop_ids
+from limbeck.records import read_json
 from limbeck.studies.cluster import MODEL_KINDS, Cluster
 from limbeck.studies.config import StudyConfig, load_study
 from limbeck.studies.executors import InProcess

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import ServerError
-from limbeck.folders import read_json
 from limbeck.problems.prompts import prompt_ids, response_ids
+from limbeck.records import read_json
 from limbeck.report import build
 from limbeck.rollouts.sample import Decoding
 from limbeck.rollouts.server import retries

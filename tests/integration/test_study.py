@@ -13,7 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from limbeck.folders import is_complete, read_json, read_manifest
+from limbeck.digests import is_complete
+from limbeck.folders import read_manifest
+from limbeck.records import read_json
 from limbeck.report import build
 from limbeck.report.load import load
 from limbeck.studies.config import load_study

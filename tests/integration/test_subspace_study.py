@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limbeck.folders import read_json, read_manifest
+from limbeck.folders import read_manifest
+from limbeck.records import read_json
 from limbeck.studies.config import StudyConfig
 from limbeck.studies.plan import make_plan
 from limbeck.studies.steps import KINDS

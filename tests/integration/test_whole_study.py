@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limbeck.folders import read_json
 from limbeck.geometry.table import read_measurements
+from limbeck.records import read_json
 from limbeck.report import build
 from limbeck.report.load import load
 from limbeck.report.view import View

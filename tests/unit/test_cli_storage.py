@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from limbeck import cli, storage
 from limbeck.cli.places import NOT_PLACES, OUTPUTS, WRITES, Verb
+from limbeck.digests import MARKER
 from limbeck.errors import LimbeckError
-from limbeck.folders import MARKER, claim, read_json, read_manifest, seal, write_json
+from limbeck.folders import claim, read_manifest, seal
+from limbeck.records import read_json, write_json
 from limbeck.worlds.abacus.generator import generate
 
 

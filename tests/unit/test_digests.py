@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from limbeck import digests, folders
+from limbeck import digests, folders, records
 from limbeck.errors import FolderError, ProvenanceError
 
 
@@ -33,13 +33,13 @@ def settle(monkeypatch):
 def test_a_changed_file_is_refused_by_name_and_one_that_no_manifest_names_passes(tmp_path):
     file = fill(tmp_path / "run") / "part/data.json"
     assert digests.sound(file) == file
-    assert folders.read_json(file) == {"a": 1}
+    assert records.read_json(file) == {"a": 1}
     file.write_text('{"a": 3}')
     with pytest.raises(ProvenanceError, match=r"run/part/data.json must match its manifest's digest .* limbeck verify"):
-        folders.read_json(file)
+        records.read_json(file)
     stray = tmp_path / "run/stray.json"
     stray.write_text("1")
-    assert folders.read_json(stray) == 1
+    assert records.read_json(stray) == 1
     assert digests.sound(tmp_path / "run/absent") == tmp_path / "run/absent"
 
 
@@ -60,7 +60,7 @@ def test_an_unfinished_folder_is_not_checked_against_the_one_that_it_lies_in(tmp
     folders.seal(study, kind="study")
     (study / "steps/a/manifest.json").unlink()
     (study / "steps/a/part/data.json").write_text("[]")
-    assert folders.read_json(study / "steps/a/part/data.json") == []
+    assert records.read_json(study / "steps/a/part/data.json") == []
 
 
 @pytest.mark.parametrize("change", ["kept", "put back"])
@@ -112,7 +112,7 @@ def test_a_damaged_manifest_is_neither_read_nor_silently_replaced(tmp_path):
             read()
     for text in (path.read_bytes(), path.read_bytes().replace(b"{", b"z", 1)):
         path.write_bytes(text)
-        assert folders.is_complete(tmp_path / "run")
+        assert digests.is_complete(tmp_path / "run")
         with pytest.raises(FolderError, match="--overwrite"):
             folders.claim(tmp_path / "run")
     fill_again = folders.claim(tmp_path / "run", overwrite=True)
@@ -123,11 +123,11 @@ def test_manifests_from_before_they_had_a_digest_are_read_and_their_files_checke
     path = fill(tmp_path / "run") / "manifest.json"
     manifest = json.loads(path.read_bytes())
     del manifest["self"]
-    path.write_bytes(folders.json_bytes(manifest))
+    path.write_bytes(records.json_bytes(manifest))
     assert folders.read_manifest(tmp_path / "run") == manifest
     (tmp_path / "run/part/data.json").write_text("{}")
     with pytest.raises(ProvenanceError, match="must match"):
-        folders.read_json(tmp_path / "run/part/data.json")
+        records.read_json(tmp_path / "run/part/data.json")
 
 
 def test_what_a_later_verb_wrote_is_put_into_the_manifest_and_nothing_else(tmp_path):

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from limbeck.folders import write_json
 from limbeck.geometry.table import write_measurements
+from limbeck.records import write_json
 from limbeck.stats.factors import mean_of_runs
 from limbeck.studies.config import load_study, packaged
 from limbeck.types import Estimate, Measurement, Null

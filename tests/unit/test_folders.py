@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limbeck import folders
+from limbeck import digests, folders, leftovers, records
 from limbeck.errors import DataError, FolderError
 
 DEAD = 99_999_999  # no system numbers its processes so high
@@ -23,7 +23,7 @@ DEAD = 99_999_999  # no system numbers its processes so high
 def fill(out, text="x", **options):
     with folders.publish(out, **options) as tmp:
         (tmp / "data.txt").write_text(text)
-        assert not folders.is_complete(tmp)
+        assert not digests.is_complete(tmp)
 
 
 def test_published_folder_is_complete_and_digests_match(tmp_path):
@@ -67,9 +67,9 @@ def test_an_error_leaves_what_was_there(tmp_path):
 def test_crashed_folder_is_replaced_and_stale_siblings_go(tmp_path):
     crashed = folders.claim(tmp_path / "run")
     (crashed / "half.txt").write_text("half")
-    dead = tmp_path / f".run.{folders.HOST}.{DEAD}.partial"
-    living = tmp_path / f".run.{folders.HOST}.{os.getppid()}.partial"
-    other = tmp_path / f".run2.{folders.HOST}.{DEAD}.partial"
+    dead = tmp_path / f".run.{leftovers.HOST}.{DEAD}.partial"
+    living = tmp_path / f".run.{leftovers.HOST}.{os.getppid()}.partial"
+    other = tmp_path / f".run2.{leftovers.HOST}.{DEAD}.partial"
     foreign = [tmp_path / f".run.00c0ffee.{DEAD}.{role}" for role in ("partial", "old")]  # of another machine
     for path in (dead, living, other, *foreign):
         path.mkdir()
@@ -83,8 +83,8 @@ def test_crashed_folder_is_replaced_and_stale_siblings_go(tmp_path):
 def test_a_copy_that_a_crash_left_aside_comes_back(tmp_path, how):
     out = tmp_path / "run"
     fill(out, "only copy")
-    os.replace(out, tmp_path / f".run.{folders.HOST}.{DEAD}.old")  # died before the new folder was in its place
-    (tmp_path / f".run.{folders.HOST}.{DEAD}.partial").mkdir()
+    os.replace(out, tmp_path / f".run.{leftovers.HOST}.{DEAD}.old")  # died before the new folder was in its place
+    (tmp_path / f".run.{leftovers.HOST}.{DEAD}.partial").mkdir()
     with pytest.raises(FolderError, match="which is complete"):
         {"publish": fill, "claim": folders.claim, "look": folders.refuse_existing}[how](out)
     assert (out / "data.txt").read_text() == "only copy"
@@ -103,7 +103,7 @@ def test_an_overwritten_folder_stays_aside_until_the_new_one_is_sealed(tmp_path)
     out = tmp_path / "run"
     fill(out, "first")
     folders.claim(out, overwrite=True)
-    aside = tmp_path / folders._sibling(out, "old").name
+    aside = tmp_path / leftovers.sibling(out, "old").name
     assert (aside / "data.txt").read_text() == "first"
     with pytest.raises(RuntimeError):
         crash(out)  # a publication that fails is no successor
@@ -192,7 +192,7 @@ def test_file_as_out_and_empty_folder(tmp_path):
         fill(tmp_path / "file")
     (tmp_path / "empty").mkdir()
     fill(tmp_path / "empty")
-    assert folders.is_complete(tmp_path / "empty")
+    assert digests.is_complete(tmp_path / "empty")
 
 
 def test_manifest_of_another_kind_or_missing_folder(tmp_path):
@@ -216,19 +216,19 @@ def test_no_environment_in_the_manifest(tmp_path, monkeypatch):
 
 def test_json_round_trip(tmp_path):
     value = {"b": [1, math.inf, math.nan], "a": np.float64(0.5), "c": {"é\ud800": np.arange(2)}}
-    folders.write_json(tmp_path / "x.json", value)
+    records.write_json(tmp_path / "x.json", value)
     text = (tmp_path / "x.json").read_bytes()
-    assert folders.read_json(tmp_path / "x.json") == {"a": 0.5, "b": [1, None, None], "c": {"é\ud800": [0, 1]}}
+    assert records.read_json(tmp_path / "x.json") == {"a": 0.5, "b": [1, None, None], "c": {"é\ud800": [0, 1]}}
     assert text.index(b'"a"') < text.index(b'"b"')
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(DataError, match="must be JSON"):
-        folders.read_json(tmp_path / "bad.json")
+        records.read_json(tmp_path / "bad.json")
 
 
 def test_digest_sees_content_alone():
-    assert folders.digest_of({"a": 1, "b": [1.0]}) == folders.digest_of({"b": (1.0,), "a": 1})
-    assert folders.digest_of({"a": 1}) != folders.digest_of({"a": 2})
-    assert folders.digest_of([1, [2]]) != folders.digest_of([1, 2])
+    assert records.digest_of({"a": 1, "b": [1.0]}) == records.digest_of({"b": (1.0,), "a": 1})
+    assert records.digest_of({"a": 1}) != records.digest_of({"a": 2})
+    assert records.digest_of([1, [2]]) != records.digest_of([1, 2])
 
 
 def test_safe_names_stay_inside_and_never_collide(tmp_path):
@@ -248,7 +248,7 @@ def test_safe_names_stay_inside_and_never_collide(tmp_path):
         "A-B",
     ]
     ids += ["a\\b", "a\0b", "Ä", "manifest.json", "qwen2.5", "a.", ".a", "a~b", "ok", "x~8"]
-    names = [folders.safe_name(i) for i in ids]
+    names = [records.safe_name(i) for i in ids]
     assert len({n.lower() for n in names}) == len(ids)
     for name in names:
         path = tmp_path / name
@@ -256,7 +256,7 @@ def test_safe_names_stay_inside_and_never_collide(tmp_path):
         assert path.resolve().parent == tmp_path.resolve()
         assert len(name) <= 80
         assert name != "manifest.json"
-    assert folders.safe_name("qwen2.5") == "qwen2.5"
+    assert records.safe_name("qwen2.5") == "qwen2.5"
 
 
 def test_manifest_is_sorted_json(tmp_path):
@@ -291,15 +291,15 @@ def test_a_folder_that_is_gone_on_with_is_swept(tmp_path):
     inner = out / "steps"
     fill(inner / "done")
     stray = [
-        inner / f".x.{folders.HOST}.{DEAD}.partial",
-        out / f".a.json.{folders.HOST}.{DEAD}.partial",
+        inner / f".x.{leftovers.HOST}.{DEAD}.partial",
+        out / f".a.json.{leftovers.HOST}.{DEAD}.partial",
         out / ".tmpAb3dEf",
     ]
     stray[0].mkdir()
     for path in stray[1:]:
         path.touch()
-    os.replace(inner / "done", inner / f".done.{folders.HOST}.{DEAD}.old")
-    others = [inner / f".x.{folders.HOST}.{os.getppid()}.partial", inner / "live" / ".tmpAb3dEf"]
+    os.replace(inner / "done", inner / f".done.{leftovers.HOST}.{DEAD}.old")
+    others = [inner / f".x.{leftovers.HOST}.{os.getppid()}.partial", inner / "live" / ".tmpAb3dEf"]
     others[0].mkdir()
     others[1].parent.mkdir()
     for path in (others[1], inner / "live" / folders.MARKER):  # another process may be at work in a folder of its own

@@ -14,7 +14,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from limbeck import addresses, folders, storage
+from limbeck import addresses, digests, folders, records, storage
 from limbeck.errors import ConfigError, DataError, FolderError, ProvenanceError, ServerError
 
 URL = "memory://bucket/runs/a"
@@ -249,8 +249,8 @@ def test_no_url_is_taken_for_a_path(path, tmp_path, monkeypatch):
 def test_records_name_the_url_and_not_the_copy(url, tmp_path, cache):
     copy = addresses.place("in", "0" * 16, url)
     facts = {"rollouts": copy, "base": str(copy / "model"), "said": f"{copy}: read"}
-    folders.write_json(tmp_path / "x.json", facts)
-    assert folders.read_json(tmp_path / "x.json") == {"rollouts": url, "base": f"{url}/model", "said": f"{url}: read"}
+    records.write_json(tmp_path / "x.json", facts)
+    assert records.read_json(tmp_path / "x.json") == {"rollouts": url, "base": f"{url}/model", "said": f"{url}: read"}
     assert addresses.origin(str(cache / "other")) == str(cache / "other")
 
 
@@ -313,7 +313,7 @@ def test_a_studys_steps_stay(cache):
 
     def study(folder: Path) -> None:
         kept.extend(path.name for path in folder.glob("steps/*"))
-        assert not folders.is_complete(folder)
+        assert not digests.is_complete(folder)
         folders.claim(folder)
         for name in ("results/study.json", "steps/train-a/metrics.jsonl", "report.html"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

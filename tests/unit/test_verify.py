@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from limbeck import folders
+from limbeck import folders, records
 from limbeck.cli import app
 from limbeck.errors import FolderError
 from limbeck.rollouts.store import write_rollouts
@@ -22,9 +22,9 @@ def study(tmp_path):
     out = folders.claim(tmp_path / "study")
     write_rollouts(tiny_rollouts(), out / "steps/rollouts", shard_rows=10)
     with folders.publish(out / "steps/compare", kind="comparison") as temporary:
-        folders.write_json(temporary / "comparison.json", {"arms": []})
+        records.write_json(temporary / "comparison.json", {"arms": []})
         (temporary / "lines.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
-    folders.write_json(out / "config.json", {})
+    records.write_json(out / "config.json", {})
     folders.seal(out, kind="study")
     return out
 

@@ -21,9 +21,10 @@ from limbeck.batches.collate import TrainingData, collate, micro_batches
 from limbeck.batches.forward import check_head, head_of, hidden_states, unwrapped
 from limbeck.digests import sound
 from limbeck.errors import ProvenanceError
-from limbeck.folders import claim, publish, read_manifest, write_json
+from limbeck.folders import claim, publish, read_manifest
 from limbeck.heads import score_tokens
 from limbeck.objectives.contract import TEACHER_FLOOR
+from limbeck.records import write_json
 from limbeck.rollouts.digest import ragged
 from limbeck.rollouts.journal import JOURNAL
 from limbeck.rollouts.server import Server, ServerScorer

@@ -136,9 +136,10 @@ def score(
     from limbeck.errors import ConfigError, nearest
     from limbeck.evals.apply import applied
     from limbeck.evals.checkpoints import locate, scorer_digest
-    from limbeck.folders import digest_of, refuse_existing
+    from limbeck.folders import refuse_existing
     from limbeck.geometry.adapters import read_adapter
     from limbeck.progress import bar
+    from limbeck.records import digest_of
     from limbeck.rollouts.server import Server, key_from_environment
     from limbeck.rollouts.store import read_rollouts
     from limbeck.studies.sampling import refuse_unfinished

@@ -167,7 +167,8 @@ def compare(
     """Score tables to comparison.json: paired tests, intervals, the smallest difference that could have been called."""
     from limbeck.errors import printable
     from limbeck.evals.arms import read_arms
-    from limbeck.folders import publish, write_json
+    from limbeck.folders import publish
+    from limbeck.records import write_json
     from limbeck.report.terminal import comparison_table
     from limbeck.stats.compare import compare as run
     from limbeck.stats.compare import interval_named
@@ -211,8 +212,8 @@ def power(
 ) -> None:
     """How many problems, samples and seeds a difference needs; with --items, which difference they can call."""
     from limbeck.errors import ConfigError
-    from limbeck.folders import read_json
     from limbeck.progress import bar
+    from limbeck.records import read_json
     from limbeck.report.terminal import power_table
     from limbeck.stats.planning import Design, from_pilot, neighbors, plan
 

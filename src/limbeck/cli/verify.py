@@ -20,8 +20,8 @@ def verify(
     import json
 
     from limbeck.errors import printable
-    from limbeck.folders import plain
     from limbeck.progress import bar
+    from limbeck.records import plain
     from limbeck.verify import shown, size_of
     from limbeck.verify import verify as look
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from limbeck.errors import ModelError, ProvenanceError
-from limbeck.folders import read_json
+from limbeck.records import read_json
 from limbeck.types import Delta, LowRank
 
 M = TypeVar("M", bound=nn.Module)

@@ -13,9 +13,9 @@ from limbeck.digests import known_digest, sound, sound_in
 from limbeck.errors import ModelError
 from limbeck.evals.apply import applied, check_base
 from limbeck.evals.evaluate import Identity
-from limbeck.folders import digest_of, read_json
 from limbeck.geometry.adapters import CONFIG, WEIGHTS, read_adapter
 from limbeck.problems.templates import check_template
+from limbeck.records import digest_of, read_json
 from limbeck.train.models import foreign, load_model, load_tokenizer, model_digest
 from limbeck.worlds import resolve
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.folders import digest_of
+from limbeck.records import digest_of
 from limbeck.rollouts.journal import Journal
 from limbeck.rollouts.protocol import Prompt, Sampler
 from limbeck.rollouts.sample import Completion

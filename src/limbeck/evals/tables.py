@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limbeck import folders
+from limbeck import folders, records
 from limbeck.digests import sound
 from limbeck.errors import DataError, ProvenanceError
 from limbeck.parquet import DAMAGES, read_parquet
@@ -54,7 +54,7 @@ def write_table(
     rows = [row_of(s) for s in sorted(table.scores, key=lambda s: (s.problem_id, s.sample))]
     facts = {
         **{name: getattr(table, name) for name in IDENTITY},
-        "digest": folders.digest_of(rows),
+        "digest": records.digest_of(rows),
         "num_problems": len(table.problem_ids),
         "num_scores": len(table.scores),
         "source": dict(source or {}),
@@ -82,10 +82,10 @@ def read_table(path: Path | str) -> ScoreTable:
         raise
     except DAMAGES as error:
         raise DataError(f"{file} must be a Parquet score table, received {error}. Copy the folder again.") from error
-    if folders.digest_of(rows) != manifest["digest"]:
+    if records.digest_of(rows) != manifest["digest"]:
         raise ProvenanceError(
             f"scores in {path} must match their manifest's digest {manifest['digest'][:8]}..., received "
-            f"{len(rows)} rows with {folders.digest_of(rows)[:8]}... Files were changed after writing: evaluate again."
+            f"{len(rows)} rows with {records.digest_of(rows)[:8]}... Files were changed after writing: evaluate again."
         )
     return ScoreTable(scores=scores, **{name: str(manifest.get(name, "")) for name in IDENTITY})
 

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.bounds import Budget, parse_json
+from limbeck.digests import file_digest
 from limbeck.errors import DataError, nearest
-from limbeck.folders import file_digest, read_json
 from limbeck.parquet import DAMAGES, checked, parquet_batches, python_rows
+from limbeck.records import read_json
 from limbeck.storage import local
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"

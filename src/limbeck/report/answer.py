@@ -8,7 +8,8 @@ from typing import Any
 from limbeck.report import dense, onpolicy, primary, shares, summary
 from limbeck.report.barriers import Excess, barriers
 from limbeck.report.claims import asked, claims
-from limbeck.report.summary import Closeness, Sentence, Share, Verdict
+from limbeck.report.contrasts import place_label
+from limbeck.report.summary import Closeness, Distance, Sentence, Share, Verdict
 from limbeck.report.tables import LOSSES
 from limbeck.report.view import Pair, View
 from limbeck.report.whole import Whole
@@ -17,7 +18,7 @@ from limbeck.report.words import listed, number
 
 def sentences(view: View) -> list[Sentence]:
     """The answer in a reader's order: what the study asked, who is better, how sure, what moved, what was published."""
-    question = [*_named(view), *_decides(view)]
+    question = [*_named(view), *_distances(view), *_decides(view)]
     return [*question, *_accuracy(view), *_seeds(view), *_geometry(view), *_paths(view), *_published(view)]
 
 
@@ -25,6 +26,17 @@ def _named(view: View) -> list[Sentence]:
     labels = {run.arm: run.label for run in view.leads}
     names = {name: labels.get(name, view.label(name)) for pair in primary.named(view) for name in (pair.a, pair.b)}
     return summary.named([_verdict(f"{names[p.a]} less {names[p.b]}", p) for p in primary.named(view)], view.alpha)
+
+
+def _distances(view: View) -> list[Sentence]:
+    rows = [row for row in view.results.frontier.get("beside", []) if row["which"] == "best of both"]
+    return summary.distances([
+        Distance(
+            f"{place_label(view, row['a'])} over {place_label(view, row['b'])}",
+            *(number(row["factor"].get(key)) for key in ("value", "low", "high")),
+        )
+        for row in rows
+    ])  # fmt: skip
 
 
 def _decides(view: View) -> list[Sentence]:

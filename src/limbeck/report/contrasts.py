@@ -50,7 +50,7 @@ def equal(view: View) -> Table | None:
         rival, _, step = str(row["a"]).partition("@")
         reached = bool(row["reached"])
         rows.append([
-            _name(view, row["b"]), Cell(_label(view, rival), rival), Cell(f"step {step}" if step else "end", step or "end"),
+            _name(view, row["b"]), Cell(place_label(view, rival), rival), Cell(f"step {step}" if step else "end", step or "end"),
             _factor(row["factor"], reached), _difference(row["difference"])[0],
             Cell("yes" if reached else "no", float(reached)),
         ])  # fmt: skip
@@ -84,7 +84,7 @@ def beside(view: View) -> Table | None:
     rows, raw = [], []
     for row in view.results.frontier.get("beside", []):
         rows.append([
-            Cell(_label(view, row["a"]), row["a"]), Cell(_label(view, row["b"]), row["b"]), Cell(row["which"], row["which"]),
+            *(Cell(place_label(view, row[side]), row[side]) for side in "ab"), Cell(row["which"], row["which"]),
             _difference(row["difference"])[0], _factor(row["factor"], True),
         ])  # fmt: skip
         raw.append(
@@ -193,7 +193,7 @@ def _name(view: View, arm: str) -> Cell:
     return name_cell(view, lead.id if lead else arm)
 
 
-def _label(view: View, place: str) -> str:
+def place_label(view: View, place: str) -> str:
     """How a place is called: the arm's label, and its step if it is not the end."""
     arm, _, step = place.partition("@")
     lead = lead_of(view, arm)

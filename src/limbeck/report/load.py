@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from limbeck.digests import sound
 from limbeck.errors import DataError, FolderError
-from limbeck.folders import read_json
 from limbeck.geometry.table import read_measurements
 from limbeck.parquet import DAMAGES, read_parquet
+from limbeck.records import read_json
 from limbeck.types import Measurement
 
 RUN_KEYS = (

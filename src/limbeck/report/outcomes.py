@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from limbeck.digests import is_complete
 from limbeck.evals.tables import read_table
-from limbeck.folders import is_complete, read_manifest
+from limbeck.folders import read_manifest
 from limbeck.progress import bar
 from limbeck.report.view import View
 from limbeck.types import Finish, Score, ScoreTable

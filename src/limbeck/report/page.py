@@ -19,7 +19,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from limbeck.bounds import content_of
-from limbeck.folders import plain, whole
+from limbeck.leftovers import whole
+from limbeck.records import plain
 from limbeck.report import (
     accuracies,
     answer,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import ConfigError
-from limbeck.folders import whole
+from limbeck.leftovers import whole
 from limbeck.progress import bar
 from limbeck.report.figures import SYMBOLS
 from limbeck.report.load import load

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from limbeck.digests import file_digest
 from limbeck.errors import DataError
-from limbeck.folders import file_digest
 from limbeck.problems.files import Row, read_rows
 from limbeck.problems.grading import GRADER_ID, Outcome, grade_all
 from limbeck.problems.prompts import prompt_ids, response_ids, stop_ids, template_digest

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from limbeck.errors import FolderError
-from limbeck.folders import digest_of, plain
+from limbeck.records import digest_of, plain
 
 JOURNAL = "journal.jsonl"
 SYNC_SECONDS = 1.0  # at most this much finished work is lost with the machine; a killed process loses none

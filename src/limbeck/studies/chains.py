@@ -18,9 +18,10 @@ from limbeck.errors import DegenerateError
 from limbeck.evals.checkpoints import Location, locate, opened
 from limbeck.evals.kl import TokenDivergence, account, token_divergences
 from limbeck.evals.tables import read_table
-from limbeck.folders import publish, write_json
+from limbeck.folders import publish
 from limbeck.geometry.adapters import read_adapter
 from limbeck.objectives.estimators import k3
+from limbeck.records import write_json
 from limbeck.rollouts.sample import Decoding
 from limbeck.rollouts.store import read_rollouts
 from limbeck.stats.intervals import ratio_of_items

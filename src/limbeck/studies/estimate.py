@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from limbeck.folders import is_complete
+from limbeck.digests import is_complete
 from limbeck.problems.prompts import prompt_ids
 from limbeck.progress import bar
 from limbeck.studies.config import StudyConfig

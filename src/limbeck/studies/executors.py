@@ -21,8 +21,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from limbeck.digests import is_complete
 from limbeck.errors import FolderError, LimbeckError, storage_errors
-from limbeck.folders import is_complete
 from limbeck.studies.locks import sole
 
 KINDS = "limbeck.studies.steps:KINDS"

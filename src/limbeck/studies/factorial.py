@@ -11,10 +11,11 @@ import numpy as np
 
 from limbeck.errors import ConfigError
 from limbeck.evals.tables import read_table
-from limbeck.folders import plain, publish, read_manifest, write_json
+from limbeck.folders import publish, read_manifest
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.direction import cosines, inner_products
 from limbeck.geometry.spectrum import singular_values, stable_rank
+from limbeck.records import plain, write_json
 from limbeck.stats.factorial import ERRORS, Share, split
 from limbeck.stats.multiplicity import holm
 from limbeck.studies.config import StudyConfig

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck.batches.score import read_scores
 from limbeck.evals.tables import read_table
-from limbeck.folders import read_json, read_manifest
+from limbeck.folders import read_manifest
 from limbeck.problems.prompts import text_of
+from limbeck.records import read_json
 from limbeck.rollouts.store import read_rollouts
 from limbeck.stats.intervals import mean_of_items
 from limbeck.studies.config import StudyConfig

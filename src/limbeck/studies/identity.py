@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from limbeck.folders import file_digest
+from limbeck.digests import file_digest
 from limbeck.objectives.vocabulary import check_same_map
 from limbeck.problems.files import find_source
 from limbeck.studies.config import SOURCES, StudyConfig

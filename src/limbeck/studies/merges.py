@@ -14,9 +14,10 @@ import torch
 from peft import PeftModel
 
 from limbeck.digests import known_digest
-from limbeck.folders import publish, write_json
+from limbeck.folders import publish
 from limbeck.geometry.adapters import WEIGHTS, read_adapter
 from limbeck.geometry.direction import inner_products
+from limbeck.records import write_json
 from limbeck.studies.chains import kept
 from limbeck.train.models import load_model, model_digest
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from limbeck.folders import is_complete
+from limbeck.digests import is_complete
 from limbeck.studies.config import ArmConfig, StudyConfig
 from limbeck.studies.estimate import SERVERS, Estimate
 from limbeck.studies.step import Step

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from limbeck.evals.tables import read_table
-from limbeck.folders import read_json
+from limbeck.records import read_json
 from limbeck.studies.step import Step
 
 SCORES, PATHS = "scores.parquet", "path_items.parquet"

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.evals.tables import read_table
-from limbeck.folders import host, publish, read_json, read_manifest, versions, write_json
+from limbeck.folders import host, publish, read_manifest, versions
 from limbeck.geometry.table import read_measurements, write_measurements
 from limbeck.problems.prompts import text_of
+from limbeck.records import read_json, write_json
 from limbeck.rollouts.store import read_rollouts
 from limbeck.stats.passk import pass_at_k
 from limbeck.studies.config import StudyConfig

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from limbeck.folders import is_complete, read_json, write_json
+from limbeck.digests import is_complete
+from limbeck.records import read_json, write_json
 from limbeck.studies.executors import KINDS, Executor, Place, Task, appear
 from limbeck.studies.locks import sole
 from limbeck.studies.plan import Step

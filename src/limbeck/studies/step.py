@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limbeck import __version__
-from limbeck.folders import digest_of
+from limbeck.records import digest_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

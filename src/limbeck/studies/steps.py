@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from limbeck import folders
+from limbeck import folders, records
 from limbeck.batches.distributions import write_hidden
 from limbeck.batches.score import score_rollouts, write_scores
 from limbeck.config import LiveConfig, RunConfig, SubspaceConfig, TrainConfig, parse
@@ -89,7 +89,7 @@ def score(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
         digest, model = scorer_digest(checkpoint.identity), checkpoint.model
         if "keep" in params:
             tokens = checkpoint.tokenizer.get_vocab()
-            num_ids, facts = max(tokens.values()) + 1, {"token_map_digest": folders.digest_of(tokens)}
+            num_ids, facts = max(tokens.values()) + 1, {"token_map_digest": records.digest_of(tokens)}
             write_hidden(out, rollout_set, model, model_digest=digest, num_ids=num_ids, facts=facts, **passes)
             return
         write_scores(out, rollout_set, score_rollouts(model, rollout_set.rollouts, **passes), model_digest=digest)
@@ -106,10 +106,10 @@ def train_arm(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
         items = max(rows // 2, 1) if check(settings).unit == "pair" else rows
         settings = settings.model_copy(update={"max_items": items})
     if "tuned" in inputs:
-        tuned = folders.read_json(inputs["tuned"] / "tuning.json")
+        tuned = records.read_json(inputs["tuned"] / "tuning.json")
         settings = settings.model_copy(update={"knobs": {**settings.knobs, tuned["knob"]: tuned["chosen"]}})
     if "rate" in inputs:
-        rate = folders.read_json(inputs["rate"] / "rate.json")["learning_rate"]
+        rate = records.read_json(inputs["rate"] / "rate.json")["learning_rate"]
         settings = settings.model_copy(update={"learning_rate": rate})
     if "subspace" in inputs:
         settings = settings.model_copy(update={"subspace": _directions(settings, params, inputs)})
@@ -142,12 +142,12 @@ def tune(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
     chosen = max(found, key=found.__getitem__)
     with folders.publish(out, kind="tuning") as temporary:
         rows = [{"value": value, "accuracy": accuracy} for value, accuracy in found.items()]
-        folders.write_json(temporary / "tuning.json", {"knob": params["knob"], "chosen": chosen, "grid": rows})
+        records.write_json(temporary / "tuning.json", {"knob": params["knob"], "chosen": chosen, "grid": rows})
 
 
 def rate(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
     """The peak rate that a run asks for which was to end at another length: that of an update is about proportional to it."""
-    used = float(folders.read_json(inputs["run"] / "config.json")["train"]["learning_rate"])
+    used = float(records.read_json(inputs["run"] / "config.json")["train"]["learning_rate"])
     reached = float(folders.read_manifest(inputs["run"], "run")["update_norm"])
     if reached == 0:
         raise DegenerateError(
@@ -161,7 +161,7 @@ def rate(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
             "reached": reached,
             "norm": params["norm"],
         }
-        folders.write_json(temporary / "rate.json", found)
+        records.write_json(temporary / "rate.json", found)
 
 
 def evaluate_checkpoint(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:
@@ -195,7 +195,7 @@ def compare_tables(params: Params, inputs: Inputs, out: Path, tell: Tell) -> Non
         grouped = [Arm(name, tuple(tables[run] for run in runs)) for name, runs in arms.items()]
         result["over_seeds"] = compare(grouped, alpha=params["alpha"])
     with folders.publish(out, kind="comparison") as temporary:
-        folders.write_json(temporary / "comparison.json", result)
+        records.write_json(temporary / "comparison.json", result)
 
 
 def measure_runs(params: Params, inputs: Inputs, out: Path, tell: Tell) -> None:

@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from limbeck.digests import is_complete
 from limbeck.errors import FolderError
-from limbeck.folders import claim, is_complete, refuse_existing, seal, write_json
+from limbeck.folders import claim, refuse_existing, seal
 from limbeck.progress import bars
+from limbeck.records import write_json
 from limbeck.stopped import forget_sentence
 from limbeck.studies.cluster import Cluster, check_address
 from limbeck.studies.config import StudyConfig

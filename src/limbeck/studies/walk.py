@@ -16,9 +16,10 @@ from torch import Tensor
 from limbeck.evals.apply import applied
 from limbeck.evals.evaluate import evaluate
 from limbeck.evals.paths import Item, between, split_solution, teacher_forced
-from limbeck.folders import publish, write_json
+from limbeck.folders import publish
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.connectivity import Barrier, barrier
+from limbeck.records import write_json
 from limbeck.rollouts.sample import Decoding
 from limbeck.stats.intervals import item_bootstrap, mean_of_items
 from limbeck.studies.inputs import read_problems

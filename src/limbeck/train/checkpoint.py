@@ -25,8 +25,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from limbeck.digests import MANIFEST, file_digest
 from limbeck.errors import LimbeckError
-from limbeck.folders import MANIFEST, file_digest, publish, read_manifest, remove
+from limbeck.folders import publish, read_manifest
+from limbeck.leftovers import remove
 from limbeck.train import shards
 from limbeck.train.engine import Engine
 from limbeck.train.models import trained_tensors

@@ -18,10 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from limbeck.config import FRAMES_OF_NONE, RunConfig, SubspaceConfig
 from limbeck.errors import ConfigError, DegenerateError, ModelError
 from limbeck.evals.checkpoints import Location, locate
-from limbeck.folders import digest_of, read_json
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.dense.decompose import decompose
 from limbeck.geometry.dense.krylov import leading
+from limbeck.records import digest_of, read_json
 from limbeck.storage import local
 from limbeck.train.models import load_model
 from limbeck.train.subspace import Frame, Subspace, hidden_matrices

@@ -25,8 +25,8 @@ from limbeck.bounds import parse_json
 from limbeck.config import LoraConfig
 from limbeck.digests import known_digest, sound, sound_in
 from limbeck.errors import LimbeckError, ModelError
-from limbeck.folders import digest_of
 from limbeck.problems.templates import check_template
+from limbeck.records import digest_of
 from limbeck.worlds import resolve
 
 LAYERS, EXPERTS = re.compile(r"layers?$"), re.compile(r"experts$")  # keys of a config that say how many there are

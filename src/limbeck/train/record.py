@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from limbeck.digests import sound
-from limbeck.folders import plain
+from limbeck.records import plain
 from limbeck.types import Unit, Values
 
 SUM, COUNT, SQUARE = "sum of ", "count of ", "_square"

@@ -19,19 +19,12 @@ from transformers import PreTrainedModel
 from limbeck.batches.collate import TrainingData
 from limbeck.batches.forward import check_head
 from limbeck.config import RunConfig, TrainConfig, parse, settings_of
+from limbeck.digests import file_digest
 from limbeck.errors import ConfigError, DegenerateError, FolderError
-from limbeck.folders import (
-    claim,
-    file_digest,
-    plain,
-    publish,
-    read_json,
-    refuse_existing,
-    seal,
-    write_json,
-)
+from limbeck.folders import claim, publish, refuse_existing, seal
 from limbeck.geometry.delta import init_digest
 from limbeck.objectives import inputs
+from limbeck.records import plain, read_json, write_json
 from limbeck.rollouts.store import read_rollouts
 from limbeck.stopped import forget_sentence
 from limbeck.storage import local

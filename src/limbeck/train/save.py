@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from limbeck.addresses import origin
 from limbeck.config import LoraConfig
-from limbeck.folders import write_json
 from limbeck.geometry.adapters import read_adapter
+from limbeck.records import write_json
 from limbeck.train.models import load_model, model_folder, stored_dtype, tokenizer_files
 
 VISIBLE = "visible.safetensors"

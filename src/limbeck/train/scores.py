@@ -16,9 +16,10 @@ from limbeck.batches.score import floored, read_scores, score_rollouts
 from limbeck.batches.whole import FROZEN_LOGITS, Top
 from limbeck.config import RunConfig
 from limbeck.errors import ConfigError, ProvenanceError, nearest
-from limbeck.folders import digest_of, read_manifest
+from limbeck.folders import read_manifest
 from limbeck.heads import Head
 from limbeck.objectives import inputs
+from limbeck.records import digest_of
 from limbeck.storage import local
 from limbeck.train.models import load_tokenizer, model_digest
 from limbeck.train.processes import gathered

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from limbeck.digests import MARKER, is_complete
 from limbeck.errors import LimbeckError
-from limbeck.folders import MARKER, is_complete, read_json
+from limbeck.records import read_json
 
 KEPT = ("step", "loss", "reward", "grad_norm", "update_norm", "tokens", "seconds")  # of a line of metrics.jsonl
 POINTS = 120  # lines read of a large file, and points of a curve

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from limbeck.folders import MANIFEST, MARKER
+from limbeck.digests import MANIFEST, MARKER
 from limbeck.watch.files import Line, metrics, table, thinned
 
 CONFIG = "config.json"

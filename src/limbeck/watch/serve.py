@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import ConfigError, LimbeckError
-from limbeck.folders import plain
+from limbeck.records import plain
 from limbeck.watch.planned import Watch
 
 HOST = "127.0.0.1"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from limbeck.bounds import content_of
+from limbeck.digests import MANIFEST
 from limbeck.errors import FolderError
-from limbeck.folders import MANIFEST
 from limbeck.rollouts.journal import JOURNAL
 from limbeck.stopped import STOPPED
 from limbeck.studies.step import Step

@@ -14,8 +14,8 @@ from limbeck.batches.signal import SignalConfig, Teacher, make_signal, write_sig
 from limbeck.config import RunConfig, TrainConfig
 from limbeck.errors import DegenerateError, FolderError
 from limbeck.evals.apply import applied
-from limbeck.folders import read_json
 from limbeck.geometry.adapters import read_adapter
+from limbeck.records import read_json
 from limbeck.rollouts.store import write_rollouts
 from limbeck.train.run import train
 

@@ -18,14 +18,16 @@ from typer.testing import CliRunner
 
 from limbeck import cli
 from limbeck.config import LoraConfig
+from limbeck.digests import file_digest
 from limbeck.errors import ConfigError, FolderError, ModelError, ProvenanceError
 from limbeck.evals.checkpoints import Location, locate, opened
 from limbeck.evals.jobs import Job, from_checkpoint
 from limbeck.evals.protocols import describe, outcomes, protocols
 from limbeck.evals.resume import recorded
 from limbeck.evals.tables import FILE, read_table
-from limbeck.folders import file_digest, read_manifest, write_json
+from limbeck.folders import read_manifest
 from limbeck.problems.prompts import template_digest
+from limbeck.records import write_json
 from limbeck.rollouts.journal import JOURNAL
 from limbeck.rollouts.protocol import Prompt
 from limbeck.rollouts.sample import Completion, Decoding

@@ -12,8 +12,8 @@ from limbeck.evals.apply import applied
 from limbeck.evals.evaluate import evaluate
 from limbeck.evals.features import response_means
 from limbeck.evals.paths import between, reading, split_solution, teacher_forced
-from limbeck.folders import write_json
 from limbeck.geometry.adapters import read_adapter
+from limbeck.records import write_json
 from limbeck.rollouts.sample import Decoding
 from limbeck.train.models import add_adapter, load_model, load_tokenizer, trained_tensors
 from limbeck.types import Delta, LowRank

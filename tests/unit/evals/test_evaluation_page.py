@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from limbeck import cli
 from limbeck.evals.tables import read_table
-from limbeck.folders import read_json
+from limbeck.records import read_json
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from limbeck.cli import app
+from limbeck.digests import file_digest
 from limbeck.errors import ConfigError, ProvenanceError
 from limbeck.evals.tables import read_table
-from limbeck.folders import file_digest, read_manifest
+from limbeck.folders import read_manifest
 from limbeck.problems.grading import grader_id
 from limbeck.types import problems_digest
 from limbeck.worlds.named import problems_named, problems_record, read_problems

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.folders import write_json
 from limbeck.geometry.suite import measure
 from limbeck.geometry.table import write_measurements
+from limbeck.records import write_json
 from limbeck.stats.compare import compare
 from limbeck.types import Delta, Estimate, Finish, LowRank, Measurement, Null, Score, ScoreTable
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from tests.drawings import check_figures
 
-from limbeck.folders import read_json, write_json
+from limbeck.records import read_json, write_json
 from limbeck.report import build, contrasts
 from limbeck.report import frontier as parts
+from limbeck.report.answer import sentences
 from limbeck.report.load import load
 from limbeck.report.markdown import markdown
 from limbeck.report.view import View
@@ -121,6 +122,12 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         self._tone = None
+
+
+def test_the_first_screen_begins_with_how_far_named_arms_are_from_the_base(view):
+    first = sentences(view)[0]
+    assert first.about == "named"
+    assert first.text.endswith("most accurate: SFT, step 8 over DPO 60.00 (50.00 to 70.00).")
 
 
 def test_the_frontier_can_be_drawn_for_print(folder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from limbeck.folders import read_json, write_json
+from limbeck.records import read_json, write_json
 from limbeck.report import answer, markdown
 from limbeck.report.load import load
 from limbeck.report.view import View

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.drawings import check_figures
 
-from limbeck.folders import read_json, write_json
+from limbeck.records import read_json, write_json
 from limbeck.report import build
 from limbeck.report.accuracies import entries, over_seeds
 from limbeck.report.answer import sentences

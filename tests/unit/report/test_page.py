@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from tests.browser import CHROMIUM, Tab, opened
 
-from limbeck.folders import read_json, write_json
 from limbeck.geometry.table import read_measurements, write_measurements
+from limbeck.records import read_json, write_json
 from limbeck.report import build
 from limbeck.report.load import FILES
 from limbeck.report.page import fill

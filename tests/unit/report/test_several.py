@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from limbeck import cli
 from limbeck.errors import ConfigError
 from limbeck.evals.tables import write_table
-from limbeck.folders import manifest_bytes, write_json
+from limbeck.folders import manifest_bytes
+from limbeck.records import write_json
 from limbeck.report import several
 from limbeck.report.load import load
 from limbeck.report.outcomes import score_tables

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import DataError, FolderError
-from limbeck.folders import read_json, write_json
 from limbeck.geometry.table import read_measurements, write_measurements
+from limbeck.records import read_json, write_json
 from limbeck.report.claims import claims
 from limbeck.report.figures import training
 from limbeck.report.load import Results, load

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tests.drawings import check_figures, figures_of
 
-from limbeck.folders import read_json, write_json
 from limbeck.geometry.table import write_measurements
+from limbeck.records import read_json, write_json
 from limbeck.report import build, controls, dense, inside, locking, weights
 from limbeck.report.answer import sentences
 from limbeck.report.load import load

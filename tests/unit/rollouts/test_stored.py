@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from limbeck import folders
+from limbeck import folders, records
 from limbeck.batches.collate import collate, micro_batches, plan
 from limbeck.config import TrainConfig
 from limbeck.errors import DataError
@@ -214,7 +214,7 @@ def test_an_epoch_of_rows_on_disk_is_that_of_rows_in_memory(objective, changes, 
         sides.append((prepared, steps, [collate(prepared.data, cut, names) for cut in cuts]))
     (first, steps, batches), (second, other_steps, others) = sides
     assert first.facts == second.facts
-    assert folders.digest_of(first.selection) == folders.digest_of(second.selection)
+    assert records.digest_of(first.selection) == records.digest_of(second.selection)
     assert steps == other_steps
     for a, b in zip(batches, others, strict=True):
         for name in ("ids", "lengths", "mask", "row_index"):

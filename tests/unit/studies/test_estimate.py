@@ -9,8 +9,9 @@ import pytest
 
 from limbeck.config import TrainConfig
 from limbeck.errors import ConfigError
-from limbeck.folders import publish, write_json
+from limbeck.folders import publish
 from limbeck.problems.prompts import prompt_ids
+from limbeck.records import write_json
 from limbeck.studies.config import StudyConfig, load_study
 from limbeck.studies.estimate import CORRECTED, estimate, side_by_side
 from limbeck.studies.facts import shape_of

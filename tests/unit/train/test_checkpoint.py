@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from limbeck.config import LoraConfig, RunConfig, TrainConfig
-from limbeck.folders import MANIFEST, file_digest
+from limbeck.digests import MANIFEST, file_digest
 from limbeck.rollouts.store import write_rollouts
 from limbeck.train.run import train
 

@@ -19,9 +19,11 @@ from limbeck.batches.distributions import write_hidden
 from limbeck.batches.forward import check_head
 from limbeck.batches.score import score_rollouts, write_scores
 from limbeck.config import TrainConfig
+from limbeck.digests import file_digest
 from limbeck.errors import ConfigError, DegenerateError, DivergedError, FolderError, ModelError, ProvenanceError
-from limbeck.folders import digest_of, file_digest, read_manifest
+from limbeck.folders import read_manifest
 from limbeck.objectives import OBJECTIVES, find, inputs, knobs
+from limbeck.records import digest_of
 from limbeck.rollouts.store import read_rollouts
 from limbeck.train import engine, loop
 from limbeck.train.data import prepare

@@ -16,10 +16,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from limbeck.batches.score import score_rollouts, write_scores
 from limbeck.config import LoraConfig, TrainConfig
+from limbeck.digests import is_complete
 from limbeck.errors import ConfigError, FolderError, ModelError, ProvenanceError
 from limbeck.evals.apply import check_base
-from limbeck.folders import amend, is_complete, read_json, read_manifest
+from limbeck.folders import amend, read_manifest
 from limbeck.objectives import find
+from limbeck.records import read_json
 from limbeck.rollouts.store import read_rollouts, write_rollouts
 from limbeck.train import loop
 from limbeck.train import run as run_module

@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from limbeck.config import RunConfig, SubspaceConfig, TrainConfig, settings_of
 from limbeck.errors import ConfigError, DegenerateError, FolderError, ModelError
-from limbeck.folders import read_json, read_manifest
+from limbeck.folders import read_manifest
+from limbeck.records import read_json
 from limbeck.train import loop
 from limbeck.train import run as run_module
 from limbeck.train.frames import keep_frames, read_subspace

@@ -7,8 +7,8 @@ import time
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
+from limbeck.digests import is_complete
 from limbeck.errors import ConfigError
-from limbeck.folders import is_complete
 from limbeck.train import trackers
 from limbeck.train.record import read_metrics
 from limbeck.train.run import RunConfig, train

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from limbeck import cli
 from limbeck.config import RunConfig
+from limbeck.digests import file_digest
 from limbeck.errors import ConfigError, FolderError, ProvenanceError
-from limbeck.folders import amend, file_digest, read_manifest
+from limbeck.folders import amend, read_manifest
 from limbeck.geometry.adapters import read_adapter
 from limbeck.geometry.table import read_measurements
 from limbeck.geometry.trajectory import store

@@ -7,10 +7,12 @@ import torch
 
 from limbeck.batches.score import write_scores
 from limbeck.config import RunConfig, TrainConfig
+from limbeck.digests import is_complete
 from limbeck.errors import ConfigError, DegenerateError, ProvenanceError
 from limbeck.evals.apply import applied
-from limbeck.folders import is_complete, read_json, read_manifest
+from limbeck.folders import read_manifest
 from limbeck.geometry.adapters import read_adapter
+from limbeck.records import read_json
 from limbeck.rollouts.store import read_rollouts
 from limbeck.train.models import load_model
 from limbeck.train.record import read_metrics

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from limbeck import folders
 from limbeck.cli import app
+from limbeck.digests import MARKER
 from limbeck.errors import FolderError
-from limbeck.folders import MARKER, claim, publish, seal
+from limbeck.folders import claim, publish, seal
 from limbeck.locks import unlock
 from limbeck.stopped import STOPPED, sentence_left
 from limbeck.studies import runner

@@ -15,7 +15,7 @@ from typing import Any
 from limbeck.errors import DataError
 from limbeck.evals.exchange.files import Archive, json_document
 from limbeck.evals.exchange.rows import Answer, Regrade, choose, right_or_wrong, table_of, text_of
-from limbeck.folders import digest_of
+from limbeck.records import digest_of
 from limbeck.types import Finish, Outcome, ScoreTable
 
 VALUES = {"C": 1, "I": 0, "N": 0}  # correct, incorrect, no answer; P is partial credit, and refused

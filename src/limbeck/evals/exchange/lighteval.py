@@ -13,7 +13,7 @@ from typing import Any
 from limbeck.errors import DataError
 from limbeck.evals.exchange.files import parquet_rows
 from limbeck.evals.exchange.rows import Answer, Regrade, choose, table_of, text_of
-from limbeck.folders import digest_of
+from limbeck.records import digest_of
 from limbeck.types import ScoreTable
 
 COLUMNS = ("doc", "metric", "model_response")

@@ -14,7 +14,7 @@ from typing import Any
 from limbeck.errors import DataError
 from limbeck.evals.exchange.files import json_lines
 from limbeck.evals.exchange.rows import Answer, Regrade, choose, table_of, text_of
-from limbeck.folders import digest_of
+from limbeck.records import digest_of
 from limbeck.types import Outcome, ScoreTable
 
 INVALID = "[invalid]"  # what its regex filter returns where nothing matched

@@ -19,7 +19,7 @@ from limbeck.errors import ConfigError, DataError, inert
 from limbeck.evals.exchange.files import json_lines, parquet_rows
 from limbeck.evals.exchange.rows import MAX_RECORD, Answer, Regrade, budget_of, table_of, text_of
 from limbeck.evals.tables import IDENTITY, SCHEMA, row_of
-from limbeck.folders import digest_of
+from limbeck.records import digest_of
 from limbeck.types import Finish, Outcome, ScoreTable
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from limbeck.bounds import Budget, allowed
 from limbeck.errors import ConfigError, DataError, nearest
-from limbeck.folders import digest_of
 from limbeck.problems.extract import extract
 from limbeck.problems.grading import grade_all, grader_id
+from limbeck.records import digest_of
 from limbeck.types import Finish, Outcome, Score, ScoreTable
 
 MAX_BYTES = 8 << 30  # of one log in memory

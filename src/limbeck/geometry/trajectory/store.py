@@ -19,9 +19,10 @@ from torch import Tensor
 
 from limbeck.digests import sound
 from limbeck.errors import FolderError
-from limbeck.folders import plain, whole
 from limbeck.geometry.dense.codes import codes, histogram
 from limbeck.geometry.trajectory.snapshot import GRID, Kept
+from limbeck.leftovers import whole
+from limbeck.records import plain
 
 FOLDER, SCALARS, BASE = "trajectory", "scalars.jsonl", "base.safetensors"
 Tensors = dict[str, dict[str, Tensor]]

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from limbeck.folders import digest_of
+from limbeck.records import digest_of
 from limbeck.rollouts.protocol import Prompt
 from limbeck.rollouts.sample import Completion, Decoding
 from limbeck.rollouts.server.client import Client

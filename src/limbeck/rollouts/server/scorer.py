@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.folders import digest_of
+from limbeck.records import digest_of
 from limbeck.rollouts.server.client import Client
 from limbeck.rollouts.server.endpoint import Server
 from limbeck.rollouts.server.scoring import NEVER, Passage, scoring_ways
