@@ -144,7 +144,7 @@ def _seeds(view: View, arm: str, entries: Sequence[dict[str, Any]], place: float
     look = style(view, arm)
     values = [100 * number(entry["value"]) for entry in entries]
     texts = [
-        label_text(f"{view.label(arm)}, seed {view.by_id[entry['name']].seed}: {percent(entry['value'])}", 120)
+        label_text(f"{view.label(arm)}, seed {view.by_id[entry['name']].seed}: {percent(number(entry['value']))}", 120)
         for entry in entries
     ]
     marker = {**look["marker"], "symbol": f"{look['marker']['symbol'].removesuffix('-open')}-open", "size": 6}
