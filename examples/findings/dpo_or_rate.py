@@ -6,7 +6,7 @@ from itertools import combinations, product
 from statistics import fmean
 
 import numpy as np
-from contrast import HELD, NOT, OPEN, Row, across, among, corrected, over_runs, reliability
+from contrast import HELD, NOT, OPEN, Row, Value, across, among, corrected, over_runs, reliability
 from measured import Data
 
 from limbeck.stats.factors import jackknife, mean_of_runs
@@ -63,30 +63,38 @@ def dpo_or_rate(data: Data) -> tuple[list[Row], str]:
 
 
 def _states_and_angles(data: Data) -> list[Row]:
-    """The same of hidden states and subspaces at matched norms, and CKA to the base."""
-    last = max((key[4] for key in data.of("cka_debiased")), default=-1)
+    """The same of hidden states and subspaces at matched norms, CKA to the base, and both beside a tenfold rate."""
+    values = _values(data)
     rows = []
     for rate in RATES:
         a, b = f"sft-{rate}-norm", f"dpo-{rate}-norm"
-        given = {
-            "CKA": lambda x, y: data.number("cka_debiased", x, y, aggregation="layer", layer=last).value,
-            **{
-                f"{which} angle": lambda x, y, which=which: (
-                    data.number(f"principal_angle_{which}", x, y, aggregation="module-median", side="left", k=10).value
-                )
-                for which in ("smallest", "largest")
-            },
-        }
-        for what, value in given.items():
+        for what, value in values.items():
             found = jackknife(
                 lambda s, v=value, a=a, b=b: across(v, a, b, s) - fmean(among(v, arm, s) for arm in (a, b)), data.seeds
             )
             rows.append(over_runs(f"{what} of {a} and {b}, less that of seeds", found))
             plain = jackknife(lambda s, v=value, a=a, b=b: across(v, a, b, s), data.seeds)
             rows.append(over_runs(f"{what} of {a} and {b}", plain))
-        base = [[given["CKA"](f"{arm}-s{s}", "base") for s in data.seeds] for arm in (a, b)]
+        base = [[values["CKA"](f"{arm}-s{s}", "base") for s in data.seeds] for arm in (a, b)]
         rows.append(over_runs(f"CKA to the base, {b} less {a}", mean_of_runs(np.subtract(base[1], base[0]).tolist())))
+    for (low, high), (what, value) in product(TENFOLD, values.items()):
+        for a, b in ((f"sft-{low}", f"sft-{high}"), (f"dpo-{low}", f"dpo-{high}"), (f"sft-{high}", f"dpo-{high}")):
+            found = jackknife(lambda s, v=value, a=a, b=b: across(v, a, b, s), data.seeds)
+            rows.append(over_runs(f"{what} of {a} and {b}", found))
     return rows
+
+
+def _values(data: Data) -> dict[str, Value]:
+    last = max((key[4] for key in data.of("cka_debiased")), default=-1)
+
+    def cka(a: str, b: str) -> float:
+        return data.number("cka_debiased", a, b, aggregation="layer", layer=last).value
+
+    def angle(which: str) -> Value:
+        metric, where = f"principal_angle_{which}", "module-median"
+        return lambda a, b: data.number(metric, a, b, aggregation=where, side="left", k=10).value
+
+    return {"CKA": cka, "smallest angle": angle("smallest"), "largest angle": angle("largest")}
 
 
 def dpo_parts(data: Data) -> tuple[list[Row], str]:
