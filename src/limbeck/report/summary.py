@@ -107,9 +107,9 @@ def distances(found: Sequence[Distance]) -> list[Sentence]:
     """How far the arms of named pairs are from the base, one over the other.
 
     >>> distances([Distance("stage 2 over GRPO", 0.545, 0.394, 0.756)])[0].text
-    'KL to the base, each where it is most accurate: stage 2 over GRPO 0.55 (0.39 to 0.76).'
+    'KL to the base, each where it is most accurate: stage 2 over GRPO is 0.55 (0.39 to 0.76).'
     """
-    each = [f"{d.label} {fixed(d.value)} ({bounds(d.low, d.high, 2)})" for d in found if math.isfinite(d.value)]
+    each = [f"{d.label} is {fixed(d.value)} ({bounds(d.low, d.high, 2)})" for d in found if math.isfinite(d.value)]
     text = f"KL to the base, each where it is most accurate: {in_a_row(each)}."
     return [Sentence("named", text)] if each else []
 

@@ -127,7 +127,7 @@ class Page(HTMLParser):
 def test_the_first_screen_begins_with_how_far_named_arms_are_from_the_base(view):
     first = sentences(view)[0]
     assert first.about == "named"
-    assert first.text.endswith("most accurate: SFT, step 8 over DPO 60.00 (50.00 to 70.00).")
+    assert first.text.endswith("most accurate: SFT, step 8 over DPO is 60.00 (50.00 to 70.00).")
 
 
 def test_the_frontier_can_be_drawn_for_print(folder):
