@@ -9,7 +9,8 @@ from limbeck.report import dense, onpolicy, primary, shares, summary
 from limbeck.report.barriers import Excess, barriers
 from limbeck.report.claims import asked, claims
 from limbeck.report.contrasts import place_label
-from limbeck.report.summary import Closeness, Distance, Sentence, Share, Verdict
+from limbeck.report.parts import Sentence
+from limbeck.report.summary import Closeness, Distance, Share, Verdict
 from limbeck.report.tables import LOSSES
 from limbeck.report.view import Pair, View
 from limbeck.report.whole import Whole

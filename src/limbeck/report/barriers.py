@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from limbeck.report.summary import Sentence
+from limbeck.report.parts import Sentence
 from limbeck.report.words import bounds, count, fixed, listed
 
 

@@ -19,8 +19,7 @@ from limbeck.report import controls as checks
 from limbeck.report import inside
 from limbeck.report.claims import Claim
 from limbeck.report.locking import EARLY, early, followed, verdict
-from limbeck.report.parts import Cell, Sheet, Table
-from limbeck.report.summary import Sentence
+from limbeck.report.parts import Cell, Sentence, Sheet, Table
 from limbeck.report.view import Run
 from limbeck.report.whole import NORM, PARADIGMS, QUANTITIES, Quantity, Whole
 from limbeck.report.words import NONE, bounds, compact, fixed, listed, number, points, span

@@ -1,4 +1,4 @@
-"""What a page is made of: sections of tables and figures, each with a caption and a sheet that becomes a CSV.
+"""What a page is made of: sentences, and sections of tables and figures, each with a caption and a sheet that becomes a CSV.
 
 Plain values without layout or HTML; every text in them is data to the templates, which escape it.
 """
@@ -17,6 +17,17 @@ from limbeck.errors import inert
 from limbeck.report.words import NONE
 
 MAX_ROWS = 150  # of a table on the page, so that a study of fifty arms still opens on a phone
+
+
+class Sentence(NamedTuple):
+    """A sentence and what it speaks of: "named", "decides", "answer", "limit", "geometry", "path" or "published".
+
+    ``brief`` stands for one that names very many arms until a reader opens it.
+    """
+
+    about: str
+    text: str
+    brief: str = ""
 
 
 class Sheet(NamedTuple):

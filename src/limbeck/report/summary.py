@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from limbeck.report.parts import Sentence
 from limbeck.report.words import bounds, count, fixed, in_a_row, listed, p_value, percent, points, span
 
 MANY = 8  # arms, of which a sentence that names more has a short form
@@ -29,17 +30,6 @@ class Verdict(NamedTuple):
     p_holm: float
     smallest_callable: float
     smallest_callable_holm: float = math.nan
-
-
-class Sentence(NamedTuple):
-    """A sentence and what it speaks of: "named", "decides", "answer", "limit", "geometry", "path" or "published".
-
-    ``brief`` stands for one that names very many arms until a reader opens it.
-    """
-
-    about: str
-    text: str
-    brief: str = ""
 
 
 def against(other: str, verdicts: Sequence[Verdict], *, alpha: float, n: int) -> list[Sentence]:

@@ -21,8 +21,7 @@ from limbeck.records import read_json, write_json
 from limbeck.report import build
 from limbeck.report.load import FILES
 from limbeck.report.page import fill
-from limbeck.report.parts import MAX_ROWS, Sheet
-from limbeck.report.summary import Sentence
+from limbeck.report.parts import MAX_ROWS, Sentence, Sheet
 from limbeck.types import Measurement, Null
 
 AXE = importlib.resources.files("axe_core_python") / "axe.min.js"  # the checker alone; its drivers are not used

@@ -8,10 +8,11 @@ import pytest
 
 from limbeck.report import summary
 from limbeck.report.barriers import Excess, barriers
+from limbeck.report.parts import Sentence
 from limbeck.report.summary import Closeness, Verdict
 
 
-def texts(sentences: list[summary.Sentence]) -> list[str]:
+def texts(sentences: list[Sentence]) -> list[str]:
     return [s.text for s in sentences]
 
 
