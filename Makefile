@@ -25,6 +25,7 @@ demo: setup
 
 # A page of docs/results again, `make finding NAME=trrd`: its study, which goes on where it was, then its table and verdict.
 finding: setup
+	@test -n "$(NAME)" || { echo "NAME must be a page of docs/results, received none: make finding NAME=trrd"; exit 2; }
 	$(BIN)/limbeck study run $(NAME) --out runs/$(NAME)
 	$(BIN)/python examples/findings $(NAME) runs/$(NAME)
 

@@ -134,6 +134,14 @@ def is_manifest(text: bytes) -> bool:
     return _parsed(text) is not None or sum(sign in text for sign in SIGNS) >= len(SIGNS) - 1
 
 
+def is_complete(path: Path | str) -> bool:
+    """Whether a verb finished this folder: its manifest is there, and it is one of ours, damaged or not."""
+    try:
+        return is_manifest((Path(path) / MANIFEST).read_bytes())
+    except OSError:
+        return False
+
+
 def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
         manifest = json.loads(text.decode("utf-8", "surrogatepass"))
@@ -180,11 +188,3 @@ def _digest(path: Path) -> str:
 def _files(manifest: Path) -> dict[str, str]:
     """The digests in a manifest; none in an unfinished folder, or a stranger's."""
     return (read_sealed(manifest) or {}).get("files", {})
-
-
-def is_complete(path: Path | str) -> bool:
-    """Whether a verb finished this folder: its manifest is there, and it is one of ours, damaged or not."""
-    try:
-        return is_manifest((Path(path) / MANIFEST).read_bytes())
-    except OSError:
-        return False

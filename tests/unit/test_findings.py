@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import subprocess
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -342,6 +342,9 @@ def test_one_command_runs_a_study_and_reads_its_finding():
     said = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     study, table = (said.index(part) for part in ("limbeck study run trrd --out runs/trrd", "findings trrd runs/trrd"))
     assert study < table
+    unnamed = subprocess.run([*call[:1], "finding", "--directory", str(ROOT)], capture_output=True, text=True)
+    assert unnamed.returncode
+    assert "make finding NAME=trrd" in unnamed.stdout
 
 
 DATA = ROOT / "docs" / "results" / "data"
@@ -349,6 +352,25 @@ AFTERWARDS = {  # what was looked at after a verdict, by its page
     "dpo-parts": "dpo-or-rate", "colinear-all": "colinear", "factorial-without-dpo": "factorial",
 }  # fmt: skip
 RUN = sorted({AFTERWARDS.get(path.name, path.name) for path in DATA.iterdir()})
+
+
+def test_states_and_angles_beside_a_tenfold_rate_are_means_over_the_seeds_of_what_was_measured():
+    from dpo_or_rate import dpo_or_rate
+    from measured import Data
+
+    kept = pq.read_table(DATA / "dpo-or-rate" / "measurements.parquet").to_pylist()
+    last = max(row["layer"] for row in kept if row["metric"] == "cka_debiased")
+    asked = {
+        "CKA": {"metric": "cka_debiased", "aggregation": "layer", "layer": last},
+        "smallest angle": {"metric": "principal_angle_smallest", "aggregation": "module-median", "side": "left", "k": 10},
+        "largest angle": {"metric": "principal_angle_largest", "aggregation": "module-median", "side": "left", "k": 10},
+    }  # fmt: skip
+    found = {row.what: row.estimate.value for row in dpo_or_rate(Data(DATA / "dpo-or-rate"))[0]}
+    for (what, where), (a, b) in product(asked.items(), (("sft-1", "sft-3"), ("dpo-2", "dpo-4"), ("sft-4", "dpo-4"))):
+        ends = [{f"{a}-s{seed}", f"{b}-s{seed}"} for seed in range(5)]
+        rows = [r for r in kept if where.items() <= r.items() and not r["kind"] and {r["arm"], r["other"]} in ends]
+        assert len(rows) == 5
+        assert found[f"{what} of {a} and {b}"] == pytest.approx(np.mean([row["value"] for row in rows]))
 
 
 @pytest.mark.parametrize("name", RUN)

@@ -24,9 +24,8 @@ def sentences(view: View) -> list[Sentence]:
 
 
 def _named(view: View) -> list[Sentence]:
-    labels = {run.arm: run.label for run in view.leads}
-    names = {name: labels.get(name, view.label(name)) for pair in primary.named(view) for name in (pair.a, pair.b)}
-    return summary.named([_verdict(f"{names[p.a]} less {names[p.b]}", p) for p in primary.named(view)], view.alpha)
+    found = [(f"{place_label(view, pair.a)} less {place_label(view, pair.b)}", pair) for pair in primary.named(view)]
+    return summary.named([_verdict(label, pair) for label, pair in found], view.alpha)
 
 
 def _distances(view: View) -> list[Sentence]:
